@@ -1,0 +1,1 @@
+"""What the model sees: manifests, the plans that realise them, and weaving."""

@@ -1,0 +1,126 @@
+"""The device's books: which native sequence holds which rows, and who owns it. Knows no text, tier or session.
+
+Everything on the device is a cache: whatever is dropped here can be placed again from a tier or computed again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kvloom.context.plan import Resident
+from kvloom.engine.base import Engine
+from kvloom.errors import EngineMemoryError
+from kvloom.types import SequenceId
+
+PADDING_CELLS = 64
+"""Cells that a padded prefill may take for a moment (`Capabilities.prefill_quantum` rows)."""
+
+
+@dataclass
+class Holding:
+    """What one sequence holds, for one owner. Scratch sequences have no owner and are never evicted."""
+
+    sequence: SequenceId
+    owner: str
+    residents: dict[int, Resident] = field(default_factory=dict)
+    is_busy: bool = False
+    used: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(r.num_tokens for r in self.residents.values())
+
+
+class Device:
+    """Hands out sequences and cells of one engine. Every call needs `lock`, which is re-entrant."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.lock = threading.RLock()
+        # The last sequence is the engine's own, for padding.
+        self._free = [SequenceId(i) for i in reversed(range(engine.capabilities.max_sequences - 1))]
+        self._holdings: dict[SequenceId, Holding] = {}
+        self._clock = 0
+
+    def holding(self, owner: str) -> Holding:
+        """The owner's holding, a fresh empty one if it has none. Evicts the least recently used idle one if needed."""
+        self._clock += 1
+        for holding in self._holdings.values():
+            if owner and holding.owner == owner:
+                holding.used = self._clock
+                return holding
+        holding = Holding(self._take(), owner, used=self._clock)
+        self._holdings[holding.sequence] = holding
+        return holding
+
+    @contextmanager
+    def scratch(self) -> Iterator[SequenceId]:
+        """An empty sequence for the length of a `with` block; whatever it holds is removed at the end."""
+        holding = self.holding("")
+        try:
+            yield holding.sequence
+        finally:
+            self.release(holding)
+
+    def num_free_sequences(self) -> int:
+        """Sequences that can be had without evicting anyone."""
+        return len(self._free)
+
+    def release(self, holding: Holding) -> None:
+        """Give the sequence back; its cells become free unless others share them. Idempotent."""
+        if self._holdings.pop(holding.sequence, None) is None:
+            return
+        self.engine.remove(holding.sequence)
+        holding.residents.clear()
+        self._free.append(holding.sequence)
+
+    def release_owner(self, owner: str) -> None:
+        for holding in [h for h in self._holdings.values() if h.owner == owner]:
+            self.release(holding)
+
+    def shared(self, other_than: Holding) -> dict[Resident, SequenceId]:
+        """What other owners' sequences hold, each with one sequence that has it."""
+        held: dict[Resident, SequenceId] = {}
+        for holding in self._holdings.values():
+            if holding is not other_than and holding.owner:
+                held.update((resident, holding.sequence) for resident in holding.residents.values())
+        return held
+
+    def residents(self) -> Iterator[tuple[str, Resident]]:
+        """Every (owner, resident) on the device."""
+        for holding in self._holdings.values():
+            for resident in holding.residents.values():
+                yield holding.owner, resident
+
+    def make_room(self, num_tokens: int, keep: Iterable[Holding]) -> None:
+        """Make sure that `num_tokens` more cells are free, evicting idle owners, least recently used first.
+
+        Raises EngineMemoryError with the numbers if that is not enough; nothing that is kept is touched.
+        """
+        kept = list(keep)
+        needed = num_tokens + PADDING_CELLS
+        while self.num_free_cells() < needed:
+            idle = [h for h in self._holdings.values() if h.owner and not h.is_busy and h not in kept]
+            if not idle:
+                raise EngineMemoryError(
+                    f"{num_tokens} tokens need {needed} cells, and {self.num_free_cells()} of "
+                    f"{self.engine.num_cells} are free; switch chunks off, /clear, or open with a larger --context"
+                )
+            self.release(min(idle, key=lambda h: h.used))
+
+    def num_free_cells(self) -> int:
+        return self.engine.num_cells - self.engine.used_cells()
+
+    def _take(self) -> SequenceId:
+        if not self._free:
+            idle = [h for h in self._holdings.values() if h.owner and not h.is_busy]
+            if not idle:
+                raise EngineMemoryError(
+                    f"all {self.engine.capabilities.max_sequences - 1} native sequences are busy; "
+                    "wait for a running reply to end, or raise max_sequences"
+                )
+            self.release(min(idle, key=lambda h: h.used))
+        return self._free.pop()

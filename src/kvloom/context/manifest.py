@@ -1,0 +1,309 @@
+"""The manifest: an immutable, ordered list of slots that says exactly what the model sees.
+
+Pure values and edits: every edit returns a new manifest. Knows no engine, no disk, no template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import msgspec
+
+from kvloom.types import ALONE, ChunkId, EntryId, Fidelity, Lineage, extend_lineage
+
+_LINEAGE_START = hashlib.sha256(b"kvloom-lineage").digest()
+
+
+class SlotKind(Enum):
+    """A prompt is one HEAD, then a block of CHUNKs, then TURNs."""
+
+    HEAD = "head"
+    CHUNK = "chunk"
+    TURN = "turn"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A piece's token ids under their own SHA-256, so that manifests can be stored without repeating them."""
+
+    ids: tuple[int, ...] = field(repr=False)
+    digest: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            packed = struct.pack(f"<{len(self.ids)}i", *self.ids)
+            object.__setattr__(self, "digest", hashlib.sha256(packed).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One piece in a manifest.
+
+    `lineage` is what the entry that stands here attended to. `seen` names the chunks a turn was computed behind: one
+    of them that is off now has left its trace in the turn. `ref` is a chunk id or a turn id, `part` counts the parts
+    of a split chunk from 0.
+    """
+
+    kind: SlotKind
+    tokens: Tokens
+    position: int
+    lineage: Lineage
+    fidelity: Fidelity
+    ref: str = ""
+    name: str = ""
+    part: int = 0
+    active: bool = True
+    pinned: bool = False
+    seen: tuple[ChunkId, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def stop(self) -> int:
+        """The position after the slot's last token."""
+        return self.position + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Slots in the order of the prompt, and the settings that decide what is placed for them."""
+
+    slots: tuple[Slot, ...] = ()
+    fidelity: Fidelity = Fidelity.SPLICE
+    system: str = ""
+    window: int = 0
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> tuple[Slot, ...]:
+        """What the model sees, by position."""
+        return tuple(slot for slot in self.slots if slot.active)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model sees."""
+        return sum(len(slot.tokens) for slot in self.slots if slot.active)
+
+    @property
+    def span(self) -> int:
+        """The position after the last active token; more than `num_tokens` by the holes."""
+        return max((slot.stop for slot in self.slots if slot.active), default=0)
+
+    @property
+    def num_hole_tokens(self) -> int:
+        return self.span - self.num_tokens
+
+    @property
+    def chunks(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in self.slots if slot.kind is SlotKind.CHUNK)
+
+    @property
+    def turns(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in self.slots if slot.kind is SlotKind.TURN)
+
+    @property
+    def chunk_ids(self) -> tuple[ChunkId, ...]:
+        """Each chunk once, in the order of the block."""
+        return tuple(dict.fromkeys(ChunkId(slot.ref) for slot in self.chunks))
+
+    @property
+    def active_chunk_ids(self) -> tuple[ChunkId, ...]:
+        return tuple(dict.fromkeys(ChunkId(slot.ref) for slot in self.chunks if slot.active))
+
+    def token_ids(self) -> list[int]:
+        """The token ids of the whole context, in order."""
+        return [token for slot in self.active for token in slot.tokens.ids]
+
+    def traces(self, slot: Slot) -> tuple[ChunkId, ...]:
+        """Chunks that are off (or gone) and that a turn was computed behind."""
+        now = set(self.active_chunk_ids)
+        return tuple(chunk for chunk in slot.seen if chunk not in now)
+
+    # -- edits --------------------------------------------------------------------------------------------------
+
+    def with_head(self, tokens: Tokens, system: str) -> Manifest:
+        """The same context behind another system text. Everything behind it keeps its order."""
+        head = Slot(SlotKind.HEAD, tokens, 0, Lineage(_LINEAGE_START.hex()), Fidelity.EXACT, name="system")
+        rest = tuple(slot for slot in self.slots if slot.kind is not SlotKind.HEAD)
+        return replace(self, slots=(head, *rest), system=system).settled()
+
+    def with_chunk(self, chunk: ChunkId, name: str, parts: Sequence[Tokens], index: int | None = None) -> Manifest:
+        """The chunk's parts added, active, at `index` of the block (its end by default)."""
+        fresh = tuple(
+            Slot(SlotKind.CHUNK, tokens, 0, ALONE, self.fidelity, ref=chunk, name=name, part=part)
+            for part, tokens in enumerate(parts)
+        )
+        return self._with_block(self.chunk_ids, {chunk: fresh}, chunk, index).settled()
+
+    def moved(self, chunk: ChunkId, index: int) -> Manifest:
+        """The chunk at another place of the block; holes are closed on the way."""
+        return self._with_block(self.chunk_ids, {}, chunk, index).settled(dense=True)
+
+    def switched(self, chunk: ChunkId, active: bool) -> Manifest:
+        """The chunk on or off. Off leaves a hole, on fills it again where it still stands."""
+        slots = tuple(replace(s, active=active) if s.ref == chunk and s.kind is SlotKind.CHUNK else s for s in self.slots)
+        return replace(self, slots=slots).settled()
+
+    def with_pin(self, ref: str, pinned: bool) -> Manifest:
+        return replace(self, slots=tuple(replace(s, pinned=pinned) if s.ref == ref else s for s in self.slots))
+
+    def without(self, refs: set[str]) -> Manifest:
+        """Slots of these chunks or turns taken out."""
+        return replace(self, slots=tuple(s for s in self.slots if s.ref not in refs or s.kind is SlotKind.HEAD)).settled()
+
+    def with_turn(self, tokens: Tokens, ref: str, position: int | None = None) -> Manifest:
+        """A turn computed behind everything that is active now."""
+        at = self.span if position is None else position
+        slot = Slot(
+            SlotKind.TURN, tokens, at, self.lineage_at(at), Fidelity.EXACT, ref=ref, seen=self.active_chunk_ids
+        )
+        return replace(self, slots=(*self.slots, slot))
+
+    def with_fidelity(self, fidelity: Fidelity) -> Manifest:
+        """Another mode for what is placed from now on; exact closes the holes."""
+        chunk_slots = (replace(s, fidelity=fidelity) if s.kind is SlotKind.CHUNK else s for s in self.slots)
+        return replace(self, slots=tuple(chunk_slots), fidelity=fidelity).settled()
+
+    def recomputed(self) -> Manifest:
+        """Every turn to be computed again behind what is active now: no trace of what is off remains."""
+        return self.settled(dense=True).with_current_lineages(turns=True)
+
+    def settled(self, dense: bool = False) -> Manifest:
+        """Positions made valid: strictly in order, no overlap.
+
+        Sparse (the default in blend and splice) moves a slot only where it must, so that holes stay open and nothing
+        behind them moves; `dense`, and always exact, leaves no holes.
+        """
+        dense = dense or self.fidelity is Fidelity.EXACT
+        cursor, slots = 0, []
+        for slot in self.slots:
+            if not slot.active:
+                slots.append(replace(slot, position=cursor) if dense and slot.position != cursor else slot)
+                continue
+            position = cursor if dense else max(cursor, slot.position)
+            slots.append(slot if slot.position == position else replace(slot, position=position))
+            cursor = position + len(slot.tokens)
+        return replace(self, slots=tuple(slots)).with_current_lineages(turns=self.fidelity is Fidelity.EXACT)
+
+    def with_current_lineages(self, turns: bool) -> Manifest:
+        """The manifest with each slot's lineage as if it were computed where it stands now.
+
+        In exact everything gets its Merkle lineage; in blend and splice chunks are ALONE, and turns change only on
+        request (`turns`), since what they attended to is history.
+        """
+        state, slots, seen = _LINEAGE_START, [], self.active_chunk_ids
+        for slot in self.slots:
+            if not slot.active:
+                slots.append(slot)
+                continue
+            current = Lineage(state.hex())
+            if slot.kind is SlotKind.CHUNK and self.fidelity is not Fidelity.EXACT:
+                current = ALONE
+            if slot.kind is SlotKind.TURN and turns and (slot.lineage, slot.seen) != (current, seen):
+                slot = replace(slot, lineage=current, seen=seen)
+            elif slot.kind is not SlotKind.TURN and slot.lineage != current:
+                slot = replace(slot, lineage=current)
+            slots.append(slot)
+            state = _step(state, slot, self.fidelity)
+        return replace(self, slots=tuple(slots))
+
+    def lineage_at(self, position: int) -> Lineage:
+        """Merkle lineage of a piece computed at `position` behind every active slot before it."""
+        state = _LINEAGE_START
+        for slot in self.active:
+            if slot.stop <= position:
+                state = _step(state, slot, self.fidelity)
+        return Lineage(state.hex())
+
+    # -- storage ------------------------------------------------------------------------------------------------
+
+    def encode(self) -> bytes:
+        """Bytes for the log. Token ids are left to `tokens_by_digest`, which the log stores once."""
+        return msgspec.json.encode(_to_wire(self))
+
+    def tokens_by_digest(self) -> Iterator[Tokens]:
+        return iter({slot.tokens.digest: slot.tokens for slot in self.slots}.values())
+
+    @staticmethod
+    def decode(body: bytes, load: Callable[[str], tuple[int, ...]]) -> Manifest:
+        """The manifest of `encode`d bytes; `load` gives the token ids of a digest."""
+        return _from_wire(msgspec.json.decode(body, type=_WireManifest), load)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _with_block(
+        self, order: Sequence[ChunkId], fresh: dict[ChunkId, tuple[Slot, ...]], chunk: ChunkId, index: int | None
+    ) -> Manifest:
+        groups = {known: tuple(s for s in self.chunks if s.ref == known) for known in order} | fresh
+        others = [known for known in order if known != chunk]
+        at = len(others) if index is None else max(0, min(index, len(others)))
+        others.insert(at, chunk)
+        block = tuple(slot for known in others for slot in groups[known])
+        head = tuple(s for s in self.slots if s.kind is SlotKind.HEAD)
+        return replace(self, slots=(*head, *block, *self.turns))
+
+
+def _step(state: bytes, slot: Slot, fidelity: Fidelity) -> bytes:
+    """The lineage after one more slot. It hashes what is placed: the tokens' digest and their own lineage."""
+    placed = hashlib.sha256(slot.tokens.digest.encode() + slot.lineage.encode()).hexdigest()
+    mode = slot.fidelity if slot.kind is SlotKind.CHUNK else Fidelity.EXACT
+    mode = Fidelity.EXACT if fidelity is Fidelity.EXACT else mode
+    return extend_lineage(state, EntryId(placed), slot.position, mode)
+
+
+class _WireSlot(msgspec.Struct, array_like=True):
+    kind: str
+    digest: str
+    num_tokens: int
+    position: int
+    lineage: str
+    fidelity: str
+    ref: str
+    name: str
+    part: int
+    active: bool
+    pinned: bool
+    seen: list[str]
+
+
+class _WireManifest(msgspec.Struct):
+    version: int
+    fidelity: str
+    system: str
+    window: int
+    slots: list[_WireSlot]
+
+
+_WIRE_VERSION = 1
+
+
+def _to_wire(manifest: Manifest) -> _WireManifest:
+    slots = [
+        _WireSlot(
+            s.kind.value, s.tokens.digest, len(s.tokens), s.position, s.lineage, s.fidelity.value,
+            s.ref, s.name, s.part, s.active, s.pinned, [str(c) for c in s.seen],
+        )
+        for s in manifest.slots
+    ]  # fmt: skip
+    return _WireManifest(_WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots)
+
+
+def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> Manifest:
+    slots = tuple(
+        Slot(
+            SlotKind(s.kind), Tokens(load(s.digest), s.digest), s.position, Lineage(s.lineage), Fidelity(s.fidelity),
+            s.ref, s.name, s.part, s.active, s.pinned, tuple(ChunkId(c) for c in s.seen),
+        )
+        for s in wire.slots
+    )  # fmt: skip
+    return Manifest(slots, Fidelity(wire.fidelity), wire.system, wire.window)

@@ -1,0 +1,365 @@
+"""Weaving: carries a plan out on the engine, so that a sequence holds exactly what a manifest wants.
+
+Knows entries and positions, not texts. Rows that are computed are stored at once; a fault in a stored entry is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol
+
+from kvloom.context.device import Device, Holding
+from kvloom.context.plan import PRISTINE, Compute, Keep, Place, Plan, Resident, Wanted, make_plan
+from kvloom.engine.base import LayRows, Logits, PlacedRows, Run
+from kvloom.errors import CancelledError
+from kvloom.types import ALONE, Entry, EntryId, EntryKey, F32Array, KVRows, SequenceId
+
+PREFILL_STEP_TOKENS = 512
+"""A prefill is cut here to report progress and to be cancelled; a multiple of the engine's 64-row cuts."""
+
+StepCallback = Callable[[int, int], None]
+"""(tokens computed so far, tokens to compute)."""
+
+
+class EntryStore(Protocol):
+    """What weaving needs of the tiers."""
+
+    def get(self, entry: EntryId) -> Entry | None: ...
+    def put(self, entry: Entry) -> None: ...
+    def contains(self, entry: EntryId) -> bool: ...
+
+
+class KeyMaker(Protocol):
+    def __call__(self, wanted: Wanted) -> EntryKey: ...
+
+
+@dataclass(frozen=True)
+class Weave:
+    """What a weave did, in tokens, and how long it took."""
+
+    reused_tokens: int = 0
+    loaded_tokens: int = 0
+    computed_tokens: int = 0
+    rotated_tokens: int = 0
+    dropped_tokens: int = 0
+    seconds: float = 0.0
+
+
+class EntriesGoneError(Exception):
+    """Entries that a tier promised turned out to be damaged. The caller plans again: they are not there any more.
+
+    They cannot be computed under their old key, since what they attended to may not stand before them any more.
+    """
+
+    def __init__(self, entries: Sequence[EntryId]) -> None:
+        super().__init__(f"{len(entries)} stored entries were refused")
+        self.entries = tuple(entries)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions start ≤ p < stop."""
+
+    start: int
+    stop: int
+
+
+class Weaver:
+    """Weaves for all sessions of one device. The caller holds `device.lock`."""
+
+    def __init__(self, device: Device, store: EntryStore, lay: LayRows, key: KeyMaker) -> None:
+        self._device = device
+        self._engine = device.engine
+        self._store = store
+        self._lay = lay
+        self._key = key
+
+    def plan(self, holding: Holding, wanted: Sequence[Wanted]) -> Plan:
+        """The plan for `wanted`, without doing anything."""
+        own = tuple(holding.residents.values())
+        return make_plan(wanted, own, self._device.shared(holding), self._contains)
+
+    def weave(
+        self,
+        holding: Holding,
+        wanted: Sequence[Wanted],
+        *,
+        on_step: StepCallback | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> Weave:
+        """Make `holding` hold exactly `wanted` (ordered by position, no overlap).
+
+        Raises CancelledError between prefill steps and EngineMemoryError when the cells do not suffice. Whatever is
+        raised, the books stay true; what was computed so far is stored.
+        """
+        began = time.perf_counter()
+        if not self._engine.capabilities.can_move_kv and not self._is_append(holding, wanted):
+            self._empty(holding)
+        plan = self.plan(holding, wanted)
+        clock = _Steps(plan.num_computed_tokens, on_step, is_cancelled)
+        placed, missing = self._fetch(plan)
+        gone = [want.entry for want in missing if want.lineage != ALONE]
+        if gone:
+            raise EntriesGoneError(gone)
+        clock.total += sum(len(want.tokens) for want in missing)
+        for drop in plan.drops:
+            self._engine.remove(holding.sequence, drop.resident.position, drop.resident.stop)
+            del holding.residents[drop.resident.position]
+        computes = [op.wanted for op in plan.operations if isinstance(op, Compute)] + missing
+        holding.is_busy = True
+        try:
+            self._share(holding, plan)
+            alone = [want for want in computes if Compute(want).alone]
+            placed += [(want, self._compute_alone(want, holding, clock)) for want in alone]
+            rotated = self._place(holding, placed)
+            behind = sorted((w for w in computes if not Compute(w).alone), key=lambda w: w.position)
+            for group in _adjacent(behind):
+                self._compute(holding, group, clock)
+        except BaseException:
+            # A half-woven sequence is no manifest's: forget it, everything in it can be had again.
+            self._empty(holding)
+            raise
+        finally:
+            holding.is_busy = False
+        computed = sum(len(want.tokens) for want in computes)
+        return Weave(
+            reused_tokens=plan.num_reused_tokens,
+            loaded_tokens=sum(len(want.tokens) for want, _ in placed) - sum(len(want.tokens) for want in alone),
+            computed_tokens=computed,
+            rotated_tokens=rotated - sum(len(w.tokens) for w in alone if w.position != 1),
+            dropped_tokens=plan.num_dropped_tokens,
+            seconds=time.perf_counter() - began,
+        )
+
+    def extend(self, holding: Holding, tokens: Sequence[int], start: int, is_cancelled: Callable[[], bool]) -> F32Array:
+        """Prefill `tokens` at the end of the holding; the logits behind the last one. The books are the caller's."""
+        self._device.make_room(len(tokens), [holding])
+        clock = _Steps(len(tokens), None, is_cancelled)
+        return self._decode(holding.sequence, tokens, start, clock)
+
+    def store_rows(self, holding: Holding, wanted: Sequence[Wanted]) -> None:
+        """Read what `wanted` (adjacent, on the device) holds, store it, and enter it in the books."""
+        for want in wanted:
+            holding.residents[want.position] = Resident(want.entry, want.position, len(want.tokens))
+        if not self._engine.capabilities.can_move_kv or not wanted:
+            return
+        rows = self._read(holding.sequence, wanted[0].position, wanted[-1].stop)
+        for want in wanted:
+            first = want.position - wanted[0].position
+            part = rows if len(want.tokens) == rows.num_tokens else rows.slice(first, first + len(want.tokens))
+            self._store.put(Entry(self._key(want), part))
+
+    def blend(self, holding: Holding, wanted: Sequence[Wanted], runs: Sequence[Span], prefix: Callable[[int], str]) -> int:
+        """Recompute `runs` in place, all in one decode call, each behind the prefix as it is now; tokens recomputed.
+
+        `prefix(position)` names the composition before a position: it goes into the variant of the rows, so that
+        they are kept only where the same composition stands before them.
+        """
+        runs = runs[: max(0, self._device.num_free_sequences())]
+        total = sum(run.stop - run.start for run in runs)
+        if not total:
+            return 0
+        self._device.make_room(total, [holding])
+        scratches = [self._device.holding("") for _ in runs]
+        try:
+            decode = []
+            for run, scratch in zip(runs, scratches, strict=True):
+                self._engine.copy(holding.sequence, scratch.sequence, 0, run.start)
+                decode.append(Run(scratch.sequence, _tokens_in(wanted, run), run.start))
+            self._engine.decode(decode)
+            for run, scratch in zip(runs, scratches, strict=True):
+                self._engine.remove(holding.sequence, run.start, run.stop)
+                self._engine.copy(scratch.sequence, holding.sequence, run.start, run.stop)
+        except BaseException:
+            self._empty(holding)
+            raise
+        finally:
+            for scratch in scratches:
+                self._device.release(scratch)
+        self._mark_blended(holding, runs, prefix)
+        return total
+
+    def drop_tail(self, holding: Holding, start: int) -> None:
+        """Take everything from position `start` on off the device."""
+        self._engine.remove(holding.sequence, start)
+        for position in [p for p in holding.residents if p >= start]:
+            del holding.residents[position]
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _contains(self, entry: EntryId) -> bool:
+        return self._engine.capabilities.can_move_kv and self._store.contains(entry)
+
+    def _fetch(self, plan: Plan) -> tuple[list[tuple[Wanted, KVRows]], list[Wanted]]:
+        """Rows of what is to be placed; what turned out not to be there (a fault is a miss)."""
+        placed, missing = [], []
+        for operation in plan.operations:
+            if isinstance(operation, Place):
+                entry = self._store.get(operation.wanted.entry)
+                if entry is None:
+                    missing.append(operation.wanted)
+                else:
+                    placed.append((operation.wanted, entry.rows))
+        return placed, missing
+
+    def _share(self, holding: Holding, plan: Plan) -> None:
+        for operation in plan.operations:
+            if isinstance(operation, Keep) and operation.source is not None:
+                want = operation.wanted
+                self._engine.copy(operation.source, holding.sequence, want.position, want.stop)
+                self._enter(holding, want)
+
+    def _place(self, holding: Holding, placed: list[tuple[Wanted, KVRows]]) -> int:
+        """Write all rows in one native call; the tokens that had to be rotated."""
+        if not placed:
+            return 0
+        placed.sort(key=lambda pair: pair[0].position)
+        self._device.make_room(sum(rows.num_tokens for _, rows in placed), [holding])
+        parts = [PlacedRows(rows, want.position) for want, rows in placed]
+        if self._engine.last_position(holding.sequence) is None:
+            self._engine.write(holding.sequence, parts, self._lay)
+        else:
+            with self._device.scratch() as scratch:
+                self._engine.write(scratch, parts, self._lay)
+                self._engine.copy(scratch, holding.sequence, placed[0][0].position, placed[-1][0].stop)
+        for want, _ in placed:
+            self._enter(holding, want)
+        return sum(rows.num_tokens for want, rows in placed if want.position != rows.first_position)
+
+    def _compute_alone(self, want: Wanted, holding: Holding, clock: _Steps) -> KVRows:
+        """Prefill a chunk behind the sink token in a scratch sequence and store it."""
+        engine = self._engine
+        self._device.make_room(len(want.tokens) + 1, [holding])
+        with self._device.scratch() as scratch:
+            engine.decode([Run(scratch, [engine.sink_token], 0)])
+            self._decode(scratch, want.tokens, 1, clock, Logits.NONE)
+            engine.remove(scratch, 0, 1)
+            _, rows = engine.read(scratch)
+        self._store.put(Entry(self._key(want), rows))
+        return rows
+
+    def _compute(self, holding: Holding, group: list[Wanted], clock: _Steps) -> None:
+        """Prefill adjacent pieces where they stand. What stands behind them is put aside and back, not touched."""
+        start, stop = group[0].position, group[-1].stop
+        tokens = [token for want in group for token in want.tokens]
+        self._device.make_room(len(tokens), [holding])
+        last = self._engine.last_position(holding.sequence)
+        if last is None or last < start:
+            self._decode(holding.sequence, tokens, start, clock, Logits.NONE)
+        else:
+            with self._device.scratch() as scratch:
+                if start:
+                    self._engine.copy(holding.sequence, scratch, 0, start)
+                self._decode(scratch, tokens, start, clock, Logits.NONE)
+                self._engine.copy(scratch, holding.sequence, start, stop)
+        self.store_rows(holding, group)
+
+    def _decode(
+        self, sequence: SequenceId, tokens: Sequence[int], start: int, clock: _Steps, want: Logits = Logits.LAST
+    ) -> F32Array:
+        """Prefill in steps; a short rest joins the last step, so that no cut is smaller than it need be."""
+        logits = None
+        cuts = [*range(0, max(1, len(tokens) - PREFILL_STEP_TOKENS // 4), PREFILL_STEP_TOKENS), len(tokens)]
+        for first, stop in pairwise(cuts):
+            clock.check()
+            is_last = stop == len(tokens)
+            run = Run(sequence, tokens[first:stop], start + first, want if is_last else Logits.NONE)
+            logits = self._engine.decode([run])[0]
+            clock.advance(stop - first)
+        return logits  # type: ignore[return-value]  # LAST was asked for whenever the caller uses it
+
+    def _read(self, sequence: SequenceId, start: int, stop: int) -> KVRows:
+        with self._device.scratch() as scratch:
+            self._engine.copy(sequence, scratch, start, stop)
+            _, rows = self._engine.read(scratch)
+        return rows
+
+    def _enter(self, holding: Holding, want: Wanted) -> None:
+        holding.residents[want.position] = Resident(want.entry, want.position, len(want.tokens), want.variant)
+
+    def _empty(self, holding: Holding) -> None:
+        self._engine.remove(holding.sequence)
+        holding.residents.clear()
+
+    def _is_append(self, holding: Holding, wanted: Sequence[Wanted]) -> bool:
+        plan = self.plan(holding, wanted)
+        kept = [isinstance(op, Keep) and op.source is None for op in plan.operations]
+        return not plan.drops and kept == sorted(kept, reverse=True)
+
+    def _mark_blended(self, holding: Holding, runs: Sequence[Span], prefix: Callable[[int], str]) -> None:
+        for position, resident in list(holding.residents.items()):
+            touched = [r for r in runs if r.start < resident.stop and r.stop > resident.position]
+            if touched:
+                spans = ",".join(f"{r.start - position}-{r.stop - position}" for r in touched)
+                before = resident.variant.partition(":")[2]
+                variant = f"{prefix(position)}:{before + ',' if before else ''}{spans}"
+                holding.residents[position] = replace(resident, variant=variant)
+
+
+@dataclass
+class _Steps:
+    """Counts a prefill's progress and carries its cancel switch."""
+
+    total: int
+    on_step: StepCallback | None
+    is_cancelled: Callable[[], bool] | None
+    done: int = 0
+
+    def check(self) -> None:
+        if self.is_cancelled is not None and self.is_cancelled():
+            raise CancelledError("cancelled; the context is as it was before")
+
+    def advance(self, num_tokens: int) -> None:
+        self.done += num_tokens
+        if self.on_step is not None:
+            self.on_step(self.done, max(self.total, self.done))
+
+
+def blended_spans(variant: str) -> list[Span]:
+    """The runs of a resident that blend has recomputed, relative to its first position."""
+    spans = variant.partition(":")[2]
+    return [Span(int(a), int(b)) for a, _, b in (item.partition("-") for item in spans.split(",") if item)]
+
+
+def composition(wanted: Iterable[Wanted]) -> str:
+    """A name for exactly these rows at these positions: the prefix that blended rows were computed behind."""
+    digest = hashlib.sha256()
+    for want in wanted:
+        digest.update(f"{want.entry}@{want.position};".encode())
+    return digest.hexdigest()[:16]
+
+
+def keep_blended(wanted: Sequence[Wanted], holding: Holding) -> list[Wanted]:
+    """`wanted`, taking over blended rows that are resident behind the very same composition."""
+    result: list[Wanted] = []
+    for want in wanted:
+        resident = holding.residents.get(want.position)
+        if resident is not None and resident.entry == want.entry and resident.variant != PRISTINE:
+            if resident.variant.partition(":")[0] == composition(result):
+                want = replace(want, variant=resident.variant)
+        result.append(want)
+    return result
+
+
+def _adjacent(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    groups: list[list[Wanted]] = []
+    for want in wanted:
+        if groups and groups[-1][-1].stop == want.position:
+            groups[-1].append(want)
+        else:
+            groups.append([want])
+    return groups
+
+
+def _tokens_in(wanted: Sequence[Wanted], run: Span) -> list[int]:
+    """The token ids at a run's positions; the run lies within adjacent wanted pieces."""
+    tokens: list[int] = []
+    for want in wanted:
+        first, last = max(run.start, want.position), min(run.stop, want.stop)
+        if first < last:
+            tokens += want.tokens[first - want.position : last - want.position]
+    return tokens
