@@ -265,10 +265,14 @@ def extend_lineage(state: bytes, entry: EntryId, position: int, fidelity: Fideli
 
 @dataclass(frozen=True)
 class Entry:
-    """The KV state of one piece: its key and its pristine rows, at the position where they were computed."""
+    """The KV state of one piece: its key and its pristine rows, at the position where they were computed.
+
+    `is_lossy`: the rows went through a lossy codec since they were computed. It is no part of the key.
+    """
 
     key: EntryKey
     rows: KVRows
+    is_lossy: bool = False
 
     @property
     def id(self) -> EntryId:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kvloom.context.plan import Resident
 from kvloom.engine.base import Engine
 from kvloom.errors import EngineMemoryError
-from kvloom.types import SequenceId
+from kvloom.types import EntryId, SequenceId
 
 PADDING_CELLS = 64
 """Cells that a padded prefill may take for a moment (`Capabilities.prefill_quantum` rows)."""
@@ -110,6 +110,16 @@ class Device:
                     f"{self.engine.num_cells} are free; switch chunks off, /clear, or open with a larger --context"
                 )
             self.release(min(idle, key=lambda h: h.used))
+
+    def drop_entries(self, entries: set[EntryId]) -> None:
+        """Take these entries off the device, from every sequence that is not at work."""
+        for holding in self._holdings.values():
+            if holding.is_busy:
+                continue
+            for position, resident in list(holding.residents.items()):
+                if resident.entry in entries:
+                    self.engine.remove(holding.sequence, resident.position, resident.stop)
+                    del holding.residents[position]
 
     def num_free_cells(self) -> int:
         return self.engine.num_cells - self.engine.used_cells()

@@ -151,7 +151,9 @@ class Manifest:
 
     def switched(self, chunk: ChunkId, active: bool) -> Manifest:
         """The chunk on or off. Off leaves a hole, on fills it again where it still stands."""
-        slots = tuple(replace(s, active=active) if s.ref == chunk and s.kind is SlotKind.CHUNK else s for s in self.slots)
+        slots = tuple(
+            replace(s, active=active) if s.ref == chunk and s.kind is SlotKind.CHUNK else s for s in self.slots
+        )
         return replace(self, slots=slots).settled()
 
     def with_pin(self, ref: str, pinned: bool) -> Manifest:
@@ -159,14 +161,22 @@ class Manifest:
 
     def without(self, refs: set[str]) -> Manifest:
         """Slots of these chunks or turns taken out."""
-        return replace(self, slots=tuple(s for s in self.slots if s.ref not in refs or s.kind is SlotKind.HEAD)).settled()
+        return replace(
+            self, slots=tuple(s for s in self.slots if s.ref not in refs or s.kind is SlotKind.HEAD)
+        ).settled()
+
+    def purged(self, chunk: ChunkId) -> Manifest:
+        """As if the chunk had never been: its slots go, and turns do not remember it."""
+        slots = (
+            replace(slot, seen=tuple(known for known in slot.seen if known != chunk)) if chunk in slot.seen else slot
+            for slot in self.slots
+        )
+        return replace(self, slots=tuple(slots)).without({chunk})
 
     def with_turn(self, tokens: Tokens, ref: str, position: int | None = None) -> Manifest:
         """A turn computed behind everything that is active now."""
         at = self.span if position is None else position
-        slot = Slot(
-            SlotKind.TURN, tokens, at, self.lineage_at(at), Fidelity.EXACT, ref=ref, seen=self.active_chunk_ids
-        )
+        slot = Slot(SlotKind.TURN, tokens, at, self.lineage_at(at), Fidelity.EXACT, ref=ref, seen=self.active_chunk_ids)
         return replace(self, slots=(*self.slots, slot))
 
     def with_fidelity(self, fidelity: Fidelity) -> Manifest:

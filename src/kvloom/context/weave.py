@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Protocol
 
 from kvloom.context.device import Device, Holding
 from kvloom.context.plan import PRISTINE, Compute, Keep, Place, Plan, Resident, Wanted, make_plan
-from kvloom.engine.base import LayRows, Logits, PlacedRows, Run
+from kvloom.engine.base import Logits, PlacedRows, RowLayer, Run
 from kvloom.errors import CancelledError
 from kvloom.types import ALONE, Entry, EntryId, EntryKey, F32Array, KVRows, SequenceId
 
@@ -71,7 +71,7 @@ class Span:
 class Weaver:
     """Weaves for all sessions of one device. The caller holds `device.lock`."""
 
-    def __init__(self, device: Device, store: EntryStore, lay: LayRows, key: KeyMaker) -> None:
+    def __init__(self, device: Device, store: EntryStore, lay: RowLayer, key: KeyMaker) -> None:
         self._device = device
         self._engine = device.engine
         self._store = store
@@ -114,23 +114,21 @@ class Weaver:
         try:
             self._share(holding, plan)
             alone = [want for want in computes if Compute(want).alone]
-            placed += [(want, self._compute_alone(want, holding, clock)) for want in alone]
-            rotated = self._place(holding, placed)
-            behind = sorted((w for w in computes if not Compute(w).alone), key=lambda w: w.position)
-            for group in _adjacent(behind):
-                self._compute(holding, group, clock)
+            rows = {want.position: found for want, found in placed}
+            rows |= {want.position: self._compute_alone(want, holding, clock) for want in alone}
+            rotated = self._lay_in_order(holding, [want for want, _ in placed] + computes, rows, clock)
         except BaseException:
             # A half-woven sequence is no manifest's: forget it, everything in it can be had again.
             self._empty(holding)
             raise
         finally:
             holding.is_busy = False
-        computed = sum(len(want.tokens) for want in computes)
+        own = {want.position for want in alone}
         return Weave(
             reused_tokens=plan.num_reused_tokens,
-            loaded_tokens=sum(len(want.tokens) for want, _ in placed) - sum(len(want.tokens) for want in alone),
-            computed_tokens=computed,
-            rotated_tokens=rotated - sum(len(w.tokens) for w in alone if w.position != 1),
+            loaded_tokens=sum(len(want.tokens) for want, _ in placed),
+            computed_tokens=sum(len(want.tokens) for want in computes),
+            rotated_tokens=sum(len(want.tokens) for want in rotated if want.position not in own),
             dropped_tokens=plan.num_dropped_tokens,
             seconds=time.perf_counter() - began,
         )
@@ -147,13 +145,15 @@ class Weaver:
             holding.residents[want.position] = Resident(want.entry, want.position, len(want.tokens))
         if not self._engine.capabilities.can_move_kv or not wanted:
             return
-        rows = self._read(holding.sequence, wanted[0].position, wanted[-1].stop)
+        _, rows = self._engine.read(holding.sequence, wanted[0].position, wanted[-1].stop)
         for want in wanted:
             first = want.position - wanted[0].position
             part = rows if len(want.tokens) == rows.num_tokens else rows.slice(first, first + len(want.tokens))
             self._store.put(Entry(self._key(want), part))
 
-    def blend(self, holding: Holding, wanted: Sequence[Wanted], runs: Sequence[Span], prefix: Callable[[int], str]) -> int:
+    def blend(
+        self, holding: Holding, wanted: Sequence[Wanted], runs: Sequence[Span], prefix: Callable[[int], str]
+    ) -> int:
         """Recompute `runs` in place, all in one decode call, each behind the prefix as it is now; tokens recomputed.
 
         `prefix(position)` names the composition before a position: it goes into the variant of the rows, so that
@@ -213,11 +213,26 @@ class Weaver:
                 self._engine.copy(operation.source, holding.sequence, want.position, want.stop)
                 self._enter(holding, want)
 
-    def _place(self, holding: Holding, placed: list[tuple[Wanted, KVRows]]) -> int:
-        """Write all rows in one native call; the tokens that had to be rotated."""
-        if not placed:
-            return 0
-        placed.sort(key=lambda pair: pair[0].position)
+    def _lay_in_order(
+        self, holding: Holding, wanted: Iterable[Wanted], rows: Mapping[int, KVRows], clock: _Steps
+    ) -> list[Wanted]:
+        """Place what has rows and compute the rest, by position: cells in the order of positions give equal bits.
+
+        Attention adds up in the order of the cells, so a context that is restored in order repeats its first logits
+        exactly. What had to be rotated is returned.
+        """
+        rotated: list[Wanted] = []
+        ordered = sorted(wanted, key=lambda want: want.position)
+        for has_rows, group in groupby(ordered, key=lambda want: want.position in rows):
+            if has_rows:
+                rotated += self._place(holding, [(want, rows[want.position]) for want in group])
+            else:
+                for adjacent in _adjacent(list(group)):
+                    self._compute(holding, adjacent, clock)
+        return rotated
+
+    def _place(self, holding: Holding, placed: list[tuple[Wanted, KVRows]]) -> list[Wanted]:
+        """Write all rows in one native call; what had to be rotated."""
         self._device.make_room(sum(rows.num_tokens for _, rows in placed), [holding])
         parts = [PlacedRows(rows, want.position) for want, rows in placed]
         if self._engine.last_position(holding.sequence) is None:
@@ -228,7 +243,7 @@ class Weaver:
                 self._engine.copy(scratch, holding.sequence, placed[0][0].position, placed[-1][0].stop)
         for want, _ in placed:
             self._enter(holding, want)
-        return sum(rows.num_tokens for want, rows in placed if want.position != rows.first_position)
+        return [want for want, rows in placed if want.position != rows.first_position]
 
     def _compute_alone(self, want: Wanted, holding: Holding, clock: _Steps) -> KVRows:
         """Prefill a chunk behind the sink token in a scratch sequence and store it."""
@@ -237,8 +252,7 @@ class Weaver:
         with self._device.scratch() as scratch:
             engine.decode([Run(scratch, [engine.sink_token], 0)])
             self._decode(scratch, want.tokens, 1, clock, Logits.NONE)
-            engine.remove(scratch, 0, 1)
-            _, rows = engine.read(scratch)
+            _, rows = engine.read(scratch, 1)
         self._store.put(Entry(self._key(want), rows))
         return rows
 
@@ -271,12 +285,6 @@ class Weaver:
             logits = self._engine.decode([run])[0]
             clock.advance(stop - first)
         return logits  # type: ignore[return-value]  # LAST was asked for whenever the caller uses it
-
-    def _read(self, sequence: SequenceId, start: int, stop: int) -> KVRows:
-        with self._device.scratch() as scratch:
-            self._engine.copy(sequence, scratch, start, stop)
-            _, rows = self._engine.read(scratch)
-        return rows
 
     def _enter(self, holding: Holding, want: Wanted) -> None:
         holding.residents[want.position] = Resident(want.entry, want.position, len(want.tokens), want.variant)
@@ -339,8 +347,8 @@ def keep_blended(wanted: Sequence[Wanted], holding: Holding) -> list[Wanted]:
     for want in wanted:
         resident = holding.residents.get(want.position)
         if resident is not None and resident.entry == want.entry and resident.variant != PRISTINE:
-            if resident.variant.partition(":")[0] == composition(result):
-                want = replace(want, variant=resident.variant)
+            is_same_before = resident.variant.partition(":")[0] == composition(result)
+            want = replace(want, variant=resident.variant) if is_same_before else want
         result.append(want)
     return result
 

@@ -61,16 +61,18 @@ class Run:
 
 @dataclass(frozen=True)
 class PlacedRows:
-    """Rows to write and the position of the first: they are already rotated to it.
-
-    With `fill_k` the K rows come from that call instead: it writes them, turned to `position`, into one view per layer,
-    (num_tokens, k_row_bytes) uint8 of memory that the engine owns (a layer's rows lie side by side, a layer's view is
-    valid during the call only). So a rotation needs no buffer of its own. V is always taken from `rows`.
-    """
+    """Rows to write and the position of the first. They are at it already, or whoever lays them turns them to it."""
 
     rows: KVRows
     position: int
-    fill_k: Callable[[list[U8Array]], None] | None = None
+
+
+RowLayer = Callable[[Sequence[tuple[KVRows, int]], Sequence[U8Array], Sequence[U8Array]], None]
+"""`lay(parts, k_views, v_views)`: write every (rows, position), turned to its position, one behind the other.
+
+A layer's view is a contiguous (all tokens, row_bytes) uint8 array of memory that the engine owns; the views are valid
+during the call only. So a rotation needs no buffer of its own. An exception leaves the engine's sequences as they were.
+"""
 
 
 class Sampler(ABC):
@@ -176,7 +178,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def write(self, sequence: SequenceId, parts: Sequence[PlacedRows], lay: LayRows | None = None) -> None:
+    def write(self, sequence: SequenceId, parts: Sequence[PlacedRows], lay: RowLayer | None = None) -> None:
         """Replace a whole sequence by `parts`, in one native call; their position ranges must not overlap.
 
         `lay` writes K and V rows straight into the state buffer, turned to their positions. Without it the rows must

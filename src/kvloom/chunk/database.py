@@ -1,0 +1,177 @@
+"""The home's one SQLite database: opened safely, migrated, shared by threads and processes. Knows no rows.
+
+WAL with synchronous=FULL: a commit is on the disk before it is acknowledged, so that neither `kill -9` nor a power
+cut takes it back. It costs one sync a commit (about 1 – 10 ms), and commits are few: one a command or turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvloom.chunk.schema import MIGRATIONS
+from kvloom.errors import StoreError, StoreFullError, StoreReadOnlyError
+
+DATABASE_NAME = "catalog.sqlite3"
+_BUSY_TIMEOUT_S = 10.0
+"""Longest wait for another process. Its transactions are short: more means that it hangs."""
+_CACHE_KIB = 16 * 1024
+_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+Value = str | int | float | bytes | None
+Row = tuple[Any, ...]
+
+
+class Database:
+    """One connection behind a lock; every method may be called from any thread.
+
+    Raises StoreError: StoreReadOnlyError where the home cannot be written, StoreFullError where the disk is full.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / DATABASE_NAME
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._create(home)
+        with self._mapped():
+            self._connection = sqlite3.connect(
+                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._mapped():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is stored whole or not at all. Nested ones join the outer one."""
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            with self._mapped():
+                self._connection.execute("BEGIN IMMEDIATE")
+            self._depth = 1
+            try:
+                yield
+                with self._mapped():
+                    self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth = 0
+
+    def execute(self, sql: str, values: Sequence[Value] = ()) -> int:
+        """One change, its own transaction unless one is open. Returns the number of rows changed."""
+        with self.transaction(), self._mapped():
+            return self._connection.execute(sql, values).rowcount
+
+    def insert(self, sql: str, values: Sequence[Value] = ()) -> int:
+        """One INSERT; returns the new row's number."""
+        with self.transaction(), self._mapped():
+            return self._connection.execute(sql, values).lastrowid or 0
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Value]]) -> None:
+        with self.transaction(), self._mapped():
+            self._connection.executemany(sql, rows)
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        with self._lock, self._mapped():
+            return self._connection.execute(sql, values).fetchall()
+
+    def scrub(self) -> bool:
+        """Leaves no byte of deleted rows in the files: freed pages are zeroed already, the WAL is emptied here.
+
+        False where another process still reads an older state, so that the WAL could not be emptied: try again.
+        """
+        with self._lock, self._mapped():
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock, self._mapped():
+            self._connection.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _create(self, home: Path) -> None:
+        """The folder for its owner only, and an empty file that SQLite's own files take their mode from."""
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as exc:
+            raise _of_os_error(self.path, exc) from exc
+
+    def _prepare(self) -> None:
+        run = self._connection.execute
+        run(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        run("PRAGMA foreign_keys = ON")
+        run("PRAGMA secure_delete = ON")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        (version,) = run("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{self.path} is of version {version}, this kvloom knows {len(MIGRATIONS)}: "
+                "use the newer kvloom that wrote it, or another home (KVLOOM_HOME)"
+            )
+        if version < len(MIGRATIONS):
+            self._migrate()
+
+    def _migrate(self) -> None:
+        """Takes the write lock first: another process may be doing the same."""
+        with self.transaction():
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            for script in MIGRATIONS[version:]:
+                for statement in script.split(";"):
+                    if statement.strip():
+                        self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as exc:
+            raise _of_sqlite_error(self.path, exc) from exc
+
+
+def _of_sqlite_error(path: Path, exc: sqlite3.Error) -> StoreError:
+    code = getattr(exc, "sqlite_errorname", "") or ""
+    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return StoreReadOnlyError(f"{path} cannot be written ({exc}): check its permissions, or set KVLOOM_HOME")
+    if code.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")):
+        return StoreFullError(f"no space is left for {path} ({exc}): free some, or set KVLOOM_HOME to another disk")
+    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreError(
+            f"{path} is damaged ({exc}): move it away with its -wal and -shm files, and load your files again; "
+            "`sqlite3 FILE .recover` may save what it held"
+        )
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreError(f"{path} is held by another process for over {_BUSY_TIMEOUT_S:.0f} s: try again, or end it")
+    return StoreError(f"{path}: {exc}")
+
+
+def _of_os_error(path: Path, exc: OSError) -> StoreError:
+    if isinstance(exc, PermissionError) or exc.errno in _READ_ONLY_ERRNOS:
+        return StoreReadOnlyError(
+            f"{path.parent} cannot be written ({exc.strerror}): set KVLOOM_HOME to another folder"
+        )
+    if exc.errno in _FULL_ERRNOS:
+        return StoreFullError(f"no space is left for {path}: free some, or set KVLOOM_HOME to another disk")
+    return StoreError(f"{path} cannot be opened ({exc.strerror}): set KVLOOM_HOME to a folder that can be written")

@@ -1,0 +1,314 @@
+"""The embedded engine: runs one GGUF model in this process through llama.cpp's low-level interface.
+
+It knows ids, positions and bytes. Nothing reaches a native call that its books (`CellBooks`) have not allowed, because
+llama.cpp answers a wrong argument by aborting the process. Positions are never shifted natively: rows are rotated in
+their bytes and set again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import llama_cpp
+import numpy as np
+
+from kvloom.engine.base import Capabilities, Engine, Logits, PlacedRows, RowLayer, Run, Sampler
+from kvloom.engine.books import MAX_POSITION, CellBooks
+from kvloom.engine.llamacpp import batch, state
+from kvloom.engine.llamacpp.casting import GgmlRowCaster
+from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSettings, NativeModel
+from kvloom.engine.llamacpp.log import recent_errors
+from kvloom.engine.llamacpp.sampling import LlamaCppSampler, SamplingDefaults
+from kvloom.engine.llamacpp.selftest import examine, is_recurrent, read_state
+from kvloom.engine.llamacpp.vocab import LlamaCppVocabulary
+from kvloom.errors import EngineMemoryError, EngineStateError, EngineUnsupportedError
+from kvloom.types import (
+    F32Array,
+    I32Array,
+    KVLayout,
+    KVRows,
+    KVType,
+    ModelFingerprint,
+    RopeSpec,
+    SamplingParams,
+    SequenceId,
+    U8Array,
+)
+
+__all__ = ["LlamaCppEngine"]
+
+PREFILL_QUANTUM = 64
+"""Rows from which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q), f16 K and V only."""
+PAD_FROM_ROWS = 8
+"""Fewer rows are cheaper left alone than padded to the quantum."""
+NO_SLOT = 1
+"""llama_decode's answer when it found no cells; the cache is as before."""
+
+
+class LlamaCppEngine(Engine):
+    """A loaded model. Not thread-safe: one thread owns it, or the owner serialises calls."""
+
+    def __init__(self, settings: LoadSettings, fingerprint: ModelFingerprint) -> None:
+        self.fingerprint = fingerprint
+        self.row_caster = GgmlRowCaster.load()
+        """ggml's casts for whoever rotates rows, None where the library hides them."""
+        self._native = NativeModel(settings)
+        try:
+            self._prepare(settings)
+        except BaseException:
+            self._native.close()
+            raise
+
+    def _prepare(self, settings: LoadSettings) -> None:
+        native = self._native
+        self.vocabulary: LlamaCppVocabulary = LlamaCppVocabulary(native)
+        self.num_cells = native.num_cells
+        self.sink_token = self.vocabulary.sink_token()
+        self._defaults = SamplingDefaults.of(native.metadata)
+        self._pad_sequence = settings.max_sequences
+        self._books = CellBooks(native.num_cells, settings.max_sequences + 1)
+        self._batch = batch.NativeBatch(native.max_rows)
+        self._state_buffer: U8Array = np.empty(0, np.uint8)
+        has_tiles = settings.num_gpu_layers == 0 and {settings.kv_type_k, settings.kv_type_v} == {KVType.F16}
+        quantum = PREFILL_QUANTUM if has_tiles else 1
+        self._limits = batch.BatchLimits(native.max_rows, MAX_OUTPUT_ROWS, quantum, PAD_FROM_ROWS)
+        self._is_recurrent = is_recurrent(native)
+        found = examine(native, self._pad_sequence, self.fingerprint)
+        self.layout: KVLayout = found.layout
+        self.rope: RopeSpec = found.rope
+        self.train_context = found.train_context
+        self._max_position = found.max_position
+        self._writer = state.StateWriter(found.layout, (GGML_TYPES[settings.kv_type_k], GGML_TYPES[settings.kv_type_v]))
+        self.capabilities = Capabilities(
+            can_move_kv=found.can_move_kv,
+            can_rotate=found.can_rotate,
+            kv_types=native.kv_types(),
+            max_sequences=settings.max_sequences,
+            prefill_quantum=quantum,
+            why_not=found.why_not,
+        )
+
+    # --- computing ----------------------------------------------------------------------------------------------------
+
+    def decode(self, runs: Sequence[Run]) -> list[F32Array | None]:
+        self._check_runs(runs)
+        results: list[F32Array | None] = [None] * len(runs)
+        try:
+            if len(runs) == 1 and len(runs[0].tokens) == 1:
+                self._decode_native(self._batch.put_one(runs[0]))
+                if runs[0].logits is not Logits.NONE:
+                    logits = self._logits(1)
+                    results[0] = (logits if runs[0].logits is Logits.ALL else logits[0]).copy()
+            else:
+                for pieces in batch.cut(runs, self._limits):
+                    self._decode_pieces(runs, pieces, results)
+        except BaseException:
+            self._take_back(runs)
+            raise
+        for run in runs:
+            self._books.append(run.sequence, run.start, len(run.tokens))
+        return results
+
+    def _decode_pieces(
+        self, runs: Sequence[Run], pieces: Sequence[batch.Piece], results: list[F32Array | None]
+    ) -> None:
+        num_rows = sum(piece.stop - piece.start for piece in pieces)
+        num_padding = batch.padding(num_rows, self._limits)
+        if num_padding > self._books.num_free_cells - sum(len(run.tokens) for run in runs):
+            num_padding = 0
+        self._decode_native(self._batch.put(runs, pieces, num_padding, self._pad_sequence))
+        if num_padding:
+            llama_cpp.llama_memory_seq_rm(self._native.memory, self._pad_sequence, -1, -1)
+        self._collect(runs, pieces, results)
+
+    def _decode_native(self, native_batch: llama_cpp.llama_batch) -> None:
+        code = llama_cpp.llama_decode(self._native.context, native_batch)
+        if code == 0:
+            return
+        if code == NO_SLOT:
+            raise EngineMemoryError(
+                f"llama.cpp found no cells for {native_batch.n_tokens} rows: "
+                f"{self.used_cells()} of {self.num_cells} are used"
+            )
+        raise EngineStateError(f"llama.cpp could not compute the batch (code {code}): {recent_errors()}")
+
+    def _collect(self, runs: Sequence[Run], pieces: Sequence[batch.Piece], results: list[F32Array | None]) -> None:
+        """Copy the batch's logits, which the native side overwrites at the next batch."""
+        wanted: list[tuple[batch.Piece, int]] = []
+        for piece in pieces:
+            run = runs[piece.run]
+            if run.logits is Logits.ALL:
+                wanted.append((piece, piece.stop - piece.start))
+            elif run.logits is Logits.LAST and piece.stop == len(run.tokens):
+                wanted.append((piece, 1))
+        if not wanted:
+            return
+        logits = self._logits(sum(count for _, count in wanted))
+        row = 0
+        for piece, count in wanted:
+            run = runs[piece.run]
+            if run.logits is Logits.LAST:
+                results[piece.run] = logits[row].copy()
+            else:
+                whole = results[piece.run]
+                if whole is None:
+                    whole = results[piece.run] = np.empty((len(run.tokens), self.vocabulary.size), np.float32)
+                whole[piece.start : piece.stop] = logits[row : row + count]
+            row += count
+
+    def _logits(self, num_rows: int) -> F32Array:
+        """The native logits (num_rows, vocab), valid until the next native call."""
+        pointer = llama_cpp.llama_get_logits(self._native.context)
+        return np.ctypeslib.as_array(pointer, shape=(num_rows, self.vocabulary.size))
+
+    def _check_runs(self, runs: Sequence[Run]) -> None:
+        seen: set[int] = set()
+        num_tokens = 0
+        for run in runs:
+            self._check_sequence(run.sequence)
+            if run.sequence in seen:
+                raise EngineStateError(f"sequence {run.sequence} has two runs in one call: join them")
+            seen.add(run.sequence)
+            count = len(run.tokens)
+            self._books.check_append(run.sequence, run.start, count)
+            low, high = (run.tokens[0], run.tokens[0]) if count == 1 else (min(run.tokens), max(run.tokens))
+            if low < 0 or high >= self.vocabulary.size:
+                raise EngineStateError(
+                    f"token {low if low < 0 else high} is not among the {self.vocabulary.size} known"
+                )
+            if run.start + count > self._max_position:
+                raise EngineUnsupportedError(
+                    f"position {run.start + count - 1} is beyond the {self._max_position} that this model has"
+                )
+            num_tokens += count
+        self._books.check_room(num_tokens)
+
+    def _take_back(self, runs: Sequence[Run]) -> None:
+        """Remove whatever of the runs is in the cache; the books never heard of them."""
+        if not self._native.is_open:
+            return
+        for run in runs:
+            if not llama_cpp.llama_memory_seq_rm(self._native.memory, run.sequence, run.start, -1):
+                # Recurrent state cannot be cut: the sequence is lost, and says so by being empty.
+                llama_cpp.llama_memory_seq_rm(self._native.memory, run.sequence, -1, -1)
+                self._books.remove(run.sequence, 0, None)
+        llama_cpp.llama_memory_seq_rm(self._native.memory, self._pad_sequence, -1, -1)
+
+    # --- moving -------------------------------------------------------------------------------------------------------
+
+    def copy(self, source: SequenceId, target: SequenceId, start: int, stop: int) -> None:
+        self._check_sequence(source)
+        self._check_sequence(target)
+        self._books.check_copy(source, target, start, stop)
+        if start == stop:
+            return
+        self._need_whole(source, start, stop)
+        llama_cpp.llama_memory_seq_cp(self._native.memory, source, target, start, stop)
+        self._books.copy(source, target, start, stop)
+
+    def remove(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> None:
+        self._check_sequence(sequence)
+        self._books.check_range(sequence, start, stop)
+        self._need_whole(sequence, start, stop)
+        if not llama_cpp.llama_memory_seq_rm(self._native.memory, sequence, start, -1 if stop is None else stop):
+            raise EngineStateError(f"llama.cpp could not take positions out of sequence {sequence}: {recent_errors()}")
+        self._books.remove(sequence, start, stop)
+
+    def last_position(self, sequence: SequenceId) -> int | None:
+        self._check_sequence(sequence)
+        return self._books.last_position(sequence)
+
+    def read(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> tuple[I32Array, KVRows]:
+        self._check_sequence(sequence)
+        self._books.check_range(sequence, start, stop)
+        self._need_movable()
+        end = stop if stop is not None else (self._books.last_position(sequence) or 0) + 1
+        wanted = self._books.num_tokens_between(sequence, start, end)
+        whole = wanted == self._books.num_tokens(sequence)
+        if whole:
+            positions, rows = self._read_native(sequence)
+        else:  # there is no native way to ask for a range
+            llama_cpp.llama_memory_seq_cp(self._native.memory, sequence, self._pad_sequence, start, end)
+            try:
+                positions, rows = self._read_native(self._pad_sequence)
+            finally:
+                llama_cpp.llama_memory_seq_rm(self._native.memory, self._pad_sequence, -1, -1)
+        if rows.num_tokens != wanted:
+            raise EngineStateError(f"{rows.num_tokens} rows came out of sequence {sequence}, the books say {wanted}")
+        return positions, rows
+
+    def write(self, sequence: SequenceId, parts: Sequence[PlacedRows], lay: RowLayer | None = None) -> None:
+        self._check_sequence(sequence)
+        self._need_movable()
+        ordered = self._check_parts(sequence, parts)
+        if not ordered:
+            self.remove(sequence)
+            return
+        data = self._writer.assemble(ordered, sequence, lay)
+        self._books.remove(sequence, 0, None)
+        pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+        taken = llama_cpp.llama_state_seq_set_data(self._native.context, pointer, data.size, sequence)
+        if taken != data.size:
+            llama_cpp.llama_memory_seq_rm(self._native.memory, sequence, -1, -1)
+            raise EngineStateError(
+                f"llama.cpp took {taken} of {data.size} state bytes for sequence {sequence}, which is empty now: "
+                f"{recent_errors()}"
+            )
+        for part in ordered:
+            self._books.append(sequence, part.position, part.rows.num_tokens)
+
+    def _check_parts(self, sequence: int, parts: Sequence[PlacedRows]) -> list[PlacedRows]:
+        ordered = sorted((part for part in parts if part.rows.num_tokens), key=lambda part: part.position)
+        end = 0
+        for part in ordered:
+            if part.rows.layout != self.layout:
+                raise EngineStateError(
+                    f"rows of the layout {part.rows.layout.canonical()!r} cannot be written where "
+                    f"{self.layout.canonical()!r} is kept"
+                )
+            if part.position < end:
+                raise EngineStateError(f"two parts hold position {part.position}: ranges must not overlap")
+            end = part.position + part.rows.num_tokens
+            if end > self._max_position:
+                raise EngineUnsupportedError(f"position {end - 1} is beyond the {self._max_position} this model has")
+        self._books.check_room(sum(p.rows.num_tokens for p in ordered), self._books.num_cells_only_in(sequence))
+        return ordered
+
+    def _read_native(self, sequence: int) -> tuple[I32Array, KVRows]:
+        data = read_state(self._native.context, sequence, self._state_buffer)
+        if data.size > self._state_buffer.size:
+            self._state_buffer = data
+        return state.rows_of(data, state.parse(data), self.layout)
+
+    def _need_whole(self, sequence: int, start: int, stop: int | None) -> None:
+        """Recurrent state is one for all tokens. llama.cpp would take a part of a range silently as nothing, or all."""
+        if not self._is_recurrent:
+            return
+        end = MAX_POSITION + 1 if stop is None else stop
+        part = self._books.num_tokens_between(sequence, start, end)
+        if part not in (0, whole := self._books.num_tokens(sequence)):
+            raise EngineUnsupportedError(f"{part} of {whole} tokens cannot be taken apart: {self.capabilities.why_not}")
+
+    def _need_movable(self) -> None:
+        if not self.capabilities.can_move_kv:
+            raise EngineUnsupportedError(f"K/V rows of this model cannot be moved: {self.capabilities.why_not}")
+
+    def _check_sequence(self, sequence: int) -> None:
+        if not 0 <= sequence < self._pad_sequence:
+            raise EngineStateError(f"sequence {sequence} does not exist: there are 0 … {self._pad_sequence - 1}")
+        if not self._native.is_open:
+            raise EngineStateError("the engine was closed")
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def sampler(self, params: SamplingParams) -> Sampler:
+        return LlamaCppSampler(params, self._defaults, self.vocabulary.size)
+
+    def used_cells(self) -> int:
+        return self._books.num_used_cells
+
+    def close(self) -> None:
+        self._native.close()
+        self._writer.release()
+        self._state_buffer = np.empty(0, np.uint8)

@@ -1,0 +1,1 @@
+"""Entries and tiers: canonical K/V rows, their file format, and where they are kept. Knows no engine and no text."""

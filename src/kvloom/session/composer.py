@@ -1,0 +1,175 @@
+"""Turns a manifest into rows on the device: what it wants, weaving it, blending for a question.
+
+Joins context, engine and tiers for one loom. Knows no conversation and no log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kvloom.context.device import Device, Holding
+from kvloom.context.manifest import Manifest, Slot, SlotKind, Tokens
+from kvloom.context.plan import Resident, Wanted
+from kvloom.context.weave import (
+    EntriesGoneError,
+    Span,
+    StepCallback,
+    Weave,
+    Weaver,
+    blended_spans,
+    composition,
+    keep_blended,
+)
+from kvloom.engine.base import Engine, RowLayer
+from kvloom.kv.store import TieredStore
+from kvloom.types import EntryId, EntryKey, Fidelity, Lineage, TierName
+
+MAX_REPLANS = 8
+"""Damaged entries are found one weave at a time; more than this in one go means a broken disk."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A manifest as it was woven. It differs from the one asked for where lost turns had to be computed anew."""
+
+    manifest: Manifest
+    wanted: tuple[Wanted, ...]
+    weave: Weave
+
+
+class Composer:
+    """Weaves manifests of all sessions of one loom. Callers hold `device.lock` while a holding is in use."""
+
+    def __init__(self, engine: Engine, device: Device, store: TieredStore, lay: RowLayer) -> None:
+        self.engine = engine
+        self.device = device
+        self.store = store
+        self.weaver = Weaver(device, store, lay, self.entry_key)
+        self._layout = engine.layout.canonical()
+        self._rope = engine.rope.canonical()
+        self._ids: dict[tuple[str, Lineage], EntryId] = {}
+
+    def entry_key(self, wanted: Wanted) -> EntryKey:
+        return EntryKey(wanted.tokens, self.engine.fingerprint, self._layout, self._rope, wanted.lineage)
+
+    def entry_id(self, tokens: Tokens, lineage: Lineage) -> EntryId:
+        """The id of the entry for these tokens behind this lineage, under the loaded model."""
+        known = self._ids.get((tokens.digest, lineage))
+        if known is None:
+            known = EntryKey(tokens.ids, self.engine.fingerprint, self._layout, self._rope, lineage).id
+            self._ids[tokens.digest, lineage] = known
+        return known
+
+    def wanted(self, manifest: Manifest) -> list[Wanted]:
+        """What the manifest wants on the device, by position."""
+        return [self.wanted_slot(slot) for slot in manifest.active]
+
+    def wanted_slot(self, slot: Slot) -> Wanted:
+        return Wanted(self.entry_id(slot.tokens, slot.lineage), slot.tokens.ids, slot.lineage, slot.position)
+
+    def compose(
+        self,
+        holding: Holding,
+        manifest: Manifest,
+        on_step: StepCallback | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> Composed:
+        """Weave `manifest` into `holding`. Turns whose KV is lost are computed anew behind what stands now."""
+        for _ in range(MAX_REPLANS):
+            manifest = self._with_lost_turns_renewed(holding, manifest)
+            wanted = keep_blended(self.wanted(manifest), holding)
+            try:
+                woven = self.weaver.weave(holding, wanted, on_step=on_step, is_cancelled=is_cancelled)
+            except EntriesGoneError:
+                continue
+            return Composed(manifest, tuple(wanted), woven)
+        raise EntriesGoneError([])
+
+    def blend(self, holding: Holding, composed: Composed, question: str, budget: float) -> int:
+        """Recompute in place what the question touches, within `budget` (share of the chunks' tokens)."""
+        from kvloom.context.blend import BlendChunk, select_runs
+
+        wanted = composed.wanted
+        chunks = [
+            BlendChunk(tokens=slot.tokens.ids, position=slot.position, text=self._text(slot))
+            for slot in composed.manifest.active
+            if slot.kind is SlotKind.CHUNK
+        ]
+        runs = select_runs(chunks, question, budget, max(0, self.device.num_free_sequences()))
+        fresh = _without_done([Span(run.start, run.stop) for run in runs], tuple(holding.residents.values()))
+        fresh = _within(fresh, self.device.num_free_cells() // 2)
+
+        def prefix(position: int) -> str:
+            return composition(want for want in wanted if want.position < position)
+
+        return self.weaver.blend(holding, wanted, fresh, prefix)
+
+    def tier(self, slot: Slot, owner: str) -> TierName:
+        """Where the slot's entry is now, seen from one session."""
+        return self.tier_of(self.entry_id(slot.tokens, slot.lineage), slot.position, owner)
+
+    def tier_of(self, entry: EntryId, position: int, owner: str) -> TierName:
+        for holder, resident in self.device.residents():
+            if holder == owner and resident.entry == entry and resident.position == position:
+                return TierName.DEVICE
+        return self.store.where(entry)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _text(self, slot: Slot) -> str:
+        pieces = (self.engine.vocabulary.token_bytes(token, special=True) for token in slot.tokens.ids)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def _with_lost_turns_renewed(self, holding: Holding, manifest: Manifest) -> Manifest:
+        """A turn whose entry is nowhere gets the lineage of where it stands: it will be computed behind that.
+
+        Under its old key it may not be computed, since what it attended to then may not stand before it now.
+        """
+        if manifest.fidelity is Fidelity.EXACT:
+            return manifest
+        slots = list(manifest.slots)
+        for index, slot in enumerate(slots):
+            if slot.kind is not SlotKind.TURN or not slot.active:
+                continue
+            entry = self.entry_id(slot.tokens, slot.lineage)
+            resident = Resident(entry, slot.position, slot.num_tokens)
+            if resident in holding.residents.values() or self.store.contains(entry):
+                continue
+            now = replace(manifest, slots=tuple(slots))
+            slots[index] = replace(slot, lineage=now.lineage_at(slot.position), seen=now.active_chunk_ids)
+        return manifest if tuple(slots) == manifest.slots else replace(manifest, slots=tuple(slots))
+
+
+def _without_done(runs: Sequence[Span], residents: Sequence[Resident]) -> list[Span]:
+    """Runs less what blend has recomputed already behind the same composition."""
+    done = [
+        Span(resident.position + span.start, resident.position + span.stop)
+        for resident in residents
+        for span in blended_spans(resident.variant)
+    ]
+    fresh: list[Span] = []
+    for run in runs:
+        pieces = [run]
+        for old in done:
+            pieces = [part for piece in pieces for part in _subtract(piece, old)]
+        fresh += pieces
+    return fresh
+
+
+def _subtract(run: Span, old: Span) -> list[Span]:
+    if old.stop <= run.start or old.start >= run.stop:
+        return [run]
+    parts = [Span(run.start, min(run.stop, old.start)), Span(max(run.start, old.stop), run.stop)]
+    return [part for part in parts if part.start < part.stop]
+
+
+def _within(runs: Sequence[Span], limit: int) -> list[Span]:
+    """The first runs that together stay within `limit` tokens."""
+    kept, total = [], 0
+    for run in runs:
+        total += run.stop - run.start
+        if total > limit:
+            break
+        kept.append(run)
+    return kept

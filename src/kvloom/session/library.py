@@ -1,0 +1,163 @@
+"""The known chunks: loading, naming, looking at them and at where their KV is. Joins catalog, text and tiers.
+
+Knows no conversation; what sessions hold of a chunk is asked through `Loom`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kvloom.chunk.catalog import Catalog, ChunkRecord, EntryRecord, Staleness
+from kvloom.chunk.content import Content, read_file, read_text
+from kvloom.context.manifest import Manifest, SlotKind, Tokens
+from kvloom.errors import ContentError
+from kvloom.kv.store import TieredStore
+from kvloom.session.composer import Composer
+from kvloom.session.status import coldest
+from kvloom.session.values import Chunk, ChunkStatus, Reloaded
+from kvloom.text.pieces import PromptBuilder
+from kvloom.types import ALONE, ChunkId, EntryId, TierName
+
+MAX_CACHED_PARTS = 256
+"""Tokenized chunks kept in memory: a chunk of 1,000 tokens takes some 40 kB."""
+
+
+class Library:
+    """All chunks of a home under one loaded model. Thread-safe as its catalog and tiers are."""
+
+    def __init__(self, catalog: Catalog, builder: PromptBuilder, composer: Composer, store: TieredStore) -> None:
+        self.catalog = catalog
+        self._builder = builder
+        self._composer = composer
+        self._store = store
+        self._model = composer.engine.fingerprint
+        self._parts: dict[tuple[ChunkId, str], tuple[Tokens, ...]] = {}
+        self._recorded: set[tuple[ChunkId, int, EntryId]] = set()
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    def load(self, path: Path, name: str | None = None, repair: bool = False) -> Chunk:
+        """A file as a chunk. Raises ContentError saying what is wrong with it."""
+        return self._add(read_file(path, repair=repair), name)
+
+    def load_text(self, text: str, name: str) -> Chunk:
+        return self._add(read_text(text, name=name), name)
+
+    def parts(self, chunk: ChunkId, name: str) -> tuple[Tokens, ...]:
+        """The token ids of each part of a chunk under a name."""
+        known = self._parts.get((chunk, name))
+        if known is None:
+            known = self._tokenize(self.catalog.text(chunk), chunk, name)
+        return known
+
+    def name_for(self, chunk: ChunkId, ref: str) -> str:
+        """The name that `ref` is, or the chunk's first."""
+        record = self.catalog.get(chunk)
+        return ref if ref in record.names else record.name
+
+    def reload(self, chunks: Iterable[ChunkId] | None = None) -> list[Reloaded]:
+        """Names whose files changed move to what the files hold now. Raises ContentError where one cannot be read."""
+        wanted = None if chunks is None else set(chunks)
+        moved = []
+        for stale in self.catalog.stale():
+            if (wanted is not None and stale.chunk_id not in wanted) or stale.staleness is Staleness.MISSING:
+                continue
+            fresh = self.load(stale.path, stale.name)
+            before = {run.digest for run in self.parts(stale.chunk_id, stale.name)}
+            now = self.parts(fresh.id, stale.name)
+            changed = sum(run.digest not in before for run in now)
+            moved.append(Reloaded(stale.name, stale.chunk_id, fresh.id, changed, len(now)))
+        return moved
+
+    def stale(self, chunks: Iterable[ChunkId]) -> set[ChunkId]:
+        """Those of `chunks` whose files are not what was loaded any more."""
+        records = self.catalog.get_many(chunks)
+        names = [name for record in records.values() for name in record.names]
+        return {stale.chunk_id for stale in self.catalog.stale(names)} if names else set()
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def statuses(self, *, erased: bool = False) -> list[ChunkStatus]:
+        """Every known chunk in the order of loading (the erased ones, if asked for)."""
+        records = self.catalog.ls(erased=erased)
+        counts = self.catalog.num_tokens(self._model)
+        stale = {item.chunk_id for item in self.catalog.stale()}
+        on_device = self._on_device()
+        return [self._status(record, counts, stale, on_device) for record in records]
+
+    def status(self, chunk: ChunkId) -> ChunkStatus:
+        counts = self.catalog.num_tokens(self._model, [chunk])
+        return self._status(self.catalog.get(chunk), counts, self.stale([chunk]), self._on_device())
+
+    def entries(self, chunk: ChunkId) -> list[tuple[int, EntryId]]:
+        """(part, entry) of the loaded model: each part's own entry and every exact one that was computed."""
+        known = [(record.part, record.entry_id) for record in self.catalog.entries_of(chunk, self._model)]
+        if known:
+            return known
+        parts = self.parts(chunk, self.catalog.get(chunk).name)
+        return [(part, self._composer.entry_id(run, ALONE)) for part, run in enumerate(parts)]
+
+    def record(self, manifest: Manifest) -> None:
+        """Remember which entries hold parts of which chunks, so that a purge finds them all."""
+        fresh = []
+        for slot in manifest.active:
+            if slot.kind is SlotKind.CHUNK:
+                key = (ChunkId(slot.ref), slot.part, self._composer.entry_id(slot.tokens, slot.lineage))
+                if key not in self._recorded:
+                    self._recorded.add(key)
+                    fresh.append(EntryRecord(key[0], self._model, key[1], key[2]))
+        if fresh:
+            self.catalog.record_entries(fresh)
+
+    def forget(self, chunk: ChunkId) -> None:
+        """Nothing of a purged chunk stays in memory."""
+        for key in [key for key in self._parts if key[0] == chunk]:
+            del self._parts[key]
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _add(self, content: Content, name: str | None) -> Chunk:
+        added = self.catalog.add(content, name)
+        parts = self._tokenize(content.text, content.id, added.name)
+        num_tokens = sum(len(run) for run in parts)
+        if not num_tokens:
+            raise ContentError(f"{added.name} has no tokens under this model: there is nothing to load")
+        self.catalog.set_num_tokens(content.id, self._model, num_tokens)
+        source = str(content.source.path) if content.source else ""
+        return Chunk(content.id, added.name, num_tokens, len(parts), content.size_bytes, source, added.is_new)
+
+    def _tokenize(self, text: str, chunk: ChunkId, name: str) -> tuple[Tokens, ...]:
+        parts = tuple(Tokens(piece.tokens) for piece in self._builder.chunk_pieces(name, text))
+        if len(self._parts) >= MAX_CACHED_PARTS:
+            self._parts.pop(next(iter(self._parts)))
+        self._parts[chunk, name] = parts
+        return parts
+
+    def _on_device(self) -> set[EntryId]:
+        device = self._composer.device
+        with device.lock:
+            return {resident.entry for _, resident in device.residents()}
+
+    def _status(
+        self, record: ChunkRecord, counts: dict[ChunkId, int], stale: set[ChunkId], on_device: set[EntryId]
+    ) -> ChunkStatus:
+        entries = [item.entry_id for item in self.catalog.entries_of(record.id, self._model)]
+        num_tokens = counts.get(record.id, 0)
+        tiers = [self.tier(entry, on_device) for entry in entries]
+        held = [tier for tier in tiers if tier is not TierName.NONE]
+        kv_bytes = num_tokens * self._composer.engine.layout.token_bytes if held else 0
+        return ChunkStatus(
+            record.id, record.name, num_tokens, record.size_bytes, coldest(held), kv_bytes,
+            source=self._source(record.names), is_stale=record.id in stale, is_erased=record.is_erased,
+        )  # fmt: skip
+
+    def tier(self, entry: EntryId, on_device: set[EntryId]) -> TierName:
+        return TierName.DEVICE if entry in on_device else self._store.where(entry)
+
+    def _source(self, names: Sequence[str]) -> str:
+        for name in names:
+            source = self.catalog.name(name).source
+            if source is not None:
+                return str(source.path)
+        return ""

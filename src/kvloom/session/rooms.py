@@ -1,0 +1,141 @@
+"""Opens the rooms that a loom joins: the model file, its engine, the tiers. What `kvloom.open` does and decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvloom.config import Paths, Settings, create_home, load_settings, paths
+from kvloom.engine.base import Engine
+from kvloom.kv.codec import Codec
+from kvloom.kv.disk import DiskCoding, DiskTier
+from kvloom.kv.ram import RamTier
+from kvloom.kv.rotate import Rotator
+from kvloom.kv.store import TieredStore
+from kvloom.model.fingerprint import HashCache, file_sha256, model_fingerprint
+from kvloom.model.header import shard_paths
+from kvloom.model.pull import ensure_model
+from kvloom.model.registry import find_model
+from kvloom.session.loom import Loom
+from kvloom.session.values import Progress, ProgressCallback
+from kvloom.types import Fidelity, ModelFingerprint
+
+CELL_SLACK_SHARE = 6
+"""A sixth of the window more cells than the window: blend's scratch rows, padding, a chunk computed on its own."""
+MIN_CELL_SLACK = 512
+CELL_STEP = 256
+"""llama.cpp rounds the number of cells up to this."""
+
+
+def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of its own
+    model: str | Path | None = None,
+    context: int | None = None,
+    home: str | Path | None = None,
+    kv_type: str | None = None,
+    fidelity: str | Fidelity | None = None,
+    *,
+    settings: Settings | None = None,
+    progress: ProgressCallback | None = None,
+    allow_fetch: bool = True,
+) -> Loom:
+    """Load a model and open a home over it. Everything that is None comes from the settings.
+
+    `model`: a path to a GGUF, a registry id, `user/repo[:quant]` on the hub, or a name that Ollama or LM Studio holds;
+    it is fetched first where it is missing and `allow_fetch` (`progress` sees it). `context`: the window of a session
+    in tokens. `home`: where chunks, sessions and KV are kept. `kv_type`: f16, q8_0 or q4_0. `fidelity`: exact, blend
+    or splice. Raises ConfigError, ModelError, EngineError or StoreError, each saying what to do.
+    """
+    given: Mapping[str, Any] = {
+        "model": None if model is None else str(model),
+        "context": context,
+        "kv_type": kv_type,
+        "fidelity": fidelity.value if isinstance(fidelity, Fidelity) else fidelity,
+    }
+    chosen = _settings(settings, given)
+    where = paths(home)
+    create_home(where)
+
+    def on_bytes(task: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(Progress(task, done, total, "bytes"))
+
+    found = ensure_model(chosen.model, where, on_bytes) if allow_fetch else find_model(chosen.model, where)
+    fingerprint = _fingerprint(found.path, chosen, where, on_bytes)
+    engine = open_engine(found.path, chosen, where, fingerprint)
+    try:
+        return join(engine, chosen, where.home, (found.name, found.path))
+    except BaseException:
+        engine.close()
+        raise
+
+
+def join(engine: Engine, settings: Settings, home: Path, model: tuple[str, Path]) -> Loom:
+    """A loom over an engine that is loaded already."""
+    caster = getattr(engine, "row_caster", None)
+    rotator = Rotator(engine.layout, engine.rope, caster)
+    coding = DiskCoding(Codec(settings.compression.value), (engine.rope,), caster)
+    disk = DiskTier(home / "kv", settings.disk_budget_bytes, coding)
+    store = TieredStore([RamTier(settings.ram_budget_bytes), disk])
+    try:
+        return Loom(engine, store, rotator, settings, home, model)
+    except BaseException:
+        store.close()
+        raise
+
+
+def open_engine(path: Path, settings: Settings, where: Paths, fingerprint: ModelFingerprint) -> Engine:
+    """The embedded engine for a GGUF file, with cells for the window and for weaving beside it."""
+    from kvloom.engine.llamacpp import LlamaCppEngine, LoadSettings, RopeOverrides, RopeScaling
+
+    rope = settings.rope
+    scaling = RopeScaling[rope.scaling.upper()] if rope.scaling else None
+    load = LoadSettings(
+        path=path,
+        num_cells=num_cells(settings.context),
+        kv_type_k=settings.k_type,
+        kv_type_v=settings.v_type,
+        max_sequences=settings.max_sequences,
+        num_gpu_layers=settings.n_gpu_layers,
+        num_threads=settings.num_threads,
+        rope=RopeOverrides(
+            scaling=scaling,
+            freq_base=rope.freq_base,
+            freq_scale=rope.freq_scale,
+            yarn_ext_factor=rope.yarn_ext_factor,
+            yarn_attn_factor=rope.yarn_attn_factor,
+            yarn_beta_fast=rope.yarn_beta_fast,
+            yarn_beta_slow=rope.yarn_beta_slow,
+            yarn_original_context=rope.yarn_orig_context,
+        ),
+        cache_dir=where.cache_dir,
+    )
+    return LlamaCppEngine(load, fingerprint)
+
+
+def num_cells(window: int) -> int:
+    """Native cells for sessions of `window` tokens, with the slack that weaving needs."""
+    wanted = window + max(MIN_CELL_SLACK, window // CELL_SLACK_SHARE)
+    return (wanted + CELL_STEP - 1) // CELL_STEP * CELL_STEP
+
+
+def _settings(settings: Settings | None, given: Mapping[str, Any]) -> Settings:
+    if settings is None:
+        return load_settings(given)
+    changed = {name: value for name, value in given.items() if value is not None}
+    return load_settings({**settings.model_dump(exclude_unset=True), **changed}) if changed else settings
+
+
+def _fingerprint(path: Path, settings: Settings, where: Paths, on_bytes: Any) -> ModelFingerprint:
+    """The weights' hashes (taken once, cached), the RoPE overrides, and what else changes the rows.
+
+    LLAMA_ATTN_ROT_DISABLE changes how quantized rows are stored, and the bytes carry no mark of it.
+    """
+    cache = HashCache(where.home)
+    weights = [
+        file_sha256(shard, cache, lambda done, total: on_bytes("checking the model", done, total))
+        for shard in shard_paths(path)
+    ]
+    extra = {"attn_rot_disable": os.environ.get("LLAMA_ATTN_ROT_DISABLE") or None}
+    return model_fingerprint(weights, rope={**settings.rope.model_dump(), **extra})

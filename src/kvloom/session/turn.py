@@ -1,0 +1,210 @@
+"""Carries out one turn: weave the context, prefill the question, sample the reply, store what was computed.
+
+Knows manifests and token ids; which manifest comes next and what is logged is the session's business.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvloom.context.device import Holding
+from kvloom.context.manifest import Manifest, Tokens
+from kvloom.engine.base import Logits, Run
+from kvloom.errors import EngineStateError
+from kvloom.session.composer import Composed
+from kvloom.session.history import TurnRecord
+from kvloom.session.reply import Loop, ReplyOptions, Sampled
+from kvloom.session.values import Delta, Progress, ProgressCallback, Warmed
+from kvloom.types import F32Array, Fidelity, SequenceId, SessionId, Usage
+
+if TYPE_CHECKING:
+    from kvloom.session.loom import Loom
+
+Commit = Callable[[Manifest, TurnRecord], None]
+"""Makes a finished turn part of the session, durably."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the manifest it is asked of (turns as the template wants them now), its text and token ids."""
+
+    manifest: Manifest
+    text: str
+    tokens: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A turn that is part of the session now."""
+
+    sampled: Sampled
+    usage: Usage
+
+
+class TurnRunner:
+    """Runs the turns of one session, one at a time. `cancel` stops it between bounded native calls."""
+
+    def __init__(self, loom: Loom, owner: SessionId, cancel: threading.Event) -> None:
+        self._loom = loom
+        self._owner = owner
+        self._cancel = cancel
+
+    def run(
+        self,
+        question: Question,
+        max_tokens: int,
+        options: ReplyOptions,
+        progress: ProgressCallback | None,
+        commit: Commit,
+    ) -> Generator[Delta, None, Finished]:
+        """The deltas of the reply. Whatever is raised (or closing early), the device is as before the turn."""
+        began = time.perf_counter()
+        device, composer = self._loom.device, self._loom.composer
+        with device.lock:
+            holding = device.holding(self._owner)
+            composed = self.compose(self._with_room(question, max_tokens), progress)
+            holding.is_busy = True
+        start = composed.manifest.span
+        first: list[float] = []
+        try:
+            with device.lock:
+                recomputed = 0
+                if composed.manifest.fidelity is Fidelity.BLEND:
+                    recomputed = composer.blend(holding, composed, question.text, self._loom.settings.blend_budget)
+                logits = composer.weaver.extend(holding, question.tokens, start, self._cancel.is_set)
+            sampled = yield from self._sample(
+                holding.sequence, logits, start + len(question.tokens), max_tokens, options, first
+            )
+            with device.lock:
+                self._finish(holding, composed, question, sampled, commit)
+        except BaseException:
+            with device.lock:
+                composer.weaver.drop_tail(holding, start)
+            raise
+        finally:
+            holding.is_busy = False
+        ended = time.perf_counter()
+        return Finished(sampled, _usage(composed, question, sampled, recomputed, (first[0] - began, ended - began)))
+
+    def compose(self, manifest: Manifest, progress: ProgressCallback | None) -> Composed:
+        """Weave `manifest` into the session's own sequence. The caller holds the device's lock."""
+
+        def on_step(done: int, total: int) -> None:
+            if progress is not None:
+                progress(Progress("prefill", done, total))
+
+        holding = self._loom.device.holding(self._owner)
+        composed = self._loom.composer.compose(holding, manifest, on_step, self._cancel.is_set)
+        self._loom.rates.note(composed.weave)
+        return composed
+
+    def warm(self, manifest: Manifest, progress: ProgressCallback | None) -> tuple[Manifest, Warmed]:
+        """Compute and place what `manifest` wants; the manifest as it was woven."""
+        with self._loom.device.lock:
+            composed = self.compose(manifest, progress)
+        woven = composed.weave
+        tokens = (woven.reused_tokens, woven.loaded_tokens, woven.computed_tokens, woven.rotated_tokens)
+        return composed.manifest, Warmed(*tokens, woven.seconds)
+
+    def next_logits(self, question: Question) -> F32Array:
+        """Logits behind the question, computed in a scratch sequence: nothing of the session changes."""
+        device, composer = self._loom.device, self._loom.composer
+        with device.lock:
+            holding = device.holding(self._owner)
+            composed = composer.compose(holding, self._with_room(question, 1))
+            scratch = device.holding("")
+            try:
+                span = composed.manifest.span
+                composer.engine.copy(holding.sequence, scratch.sequence, 0, span)
+                scratch.residents.update(holding.residents)
+                if composed.manifest.fidelity is Fidelity.BLEND:
+                    composer.blend(scratch, composed, question.text, self._loom.settings.blend_budget)
+                logits = composer.weaver.extend(scratch, question.tokens, span, lambda: False)
+                return np.array(logits, dtype=np.float32)
+            finally:
+                device.release(scratch)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _with_room(self, question: Question, max_tokens: int) -> Manifest:
+        """Holes closed if the turn would pass the window or the trained length with them."""
+        manifest, num_tokens = question.manifest, len(question.tokens) + max_tokens
+        limit = min(self._loom.window, self._loom.engine.train_context)
+        if manifest.num_hole_tokens and manifest.span + num_tokens > limit:
+            return manifest.settled(dense=True)
+        return manifest
+
+    def _sample(
+        self,
+        sequence: SequenceId,
+        logits: F32Array,
+        position: int,
+        max_tokens: int,
+        options: ReplyOptions,
+        first: list[float],
+    ) -> Generator[Delta, None, Sampled]:
+        engine, lock = self._loom.engine, self._loom.device.lock
+
+        def step(token: int, at: int) -> F32Array:
+            with lock:
+                found = engine.decode([Run(sequence, (token,), at, Logits.LAST)])[0]
+            if found is None:
+                raise EngineStateError("the engine gave no logits for a token that was decoded")
+            return found
+
+        sampler = engine.sampler(options.sampling)
+        try:
+            loop = Loop(
+                engine.vocabulary, sampler, step, self._loom.builder.reasoning_tags, position, max_tokens, options,
+                self._cancel.is_set, lambda: first.append(time.perf_counter()),
+            )  # fmt: skip
+            return (yield from loop.run(logits))
+        finally:
+            sampler.close()
+
+    def _finish(
+        self, holding: Holding, composed: Composed, question: Question, sampled: Sampled, commit: Commit
+    ) -> None:
+        """Bring the last tokens into the cache, make the turn part of the session, store its rows."""
+        engine, start = self._loom.engine, composed.manifest.span
+        decoded = start + len(question.tokens) + sampled.num_decoded
+        engine.remove(holding.sequence, decoded)
+        rest = sampled.tokens[sampled.num_decoded :]
+        if rest:
+            self._loom.device.make_room(len(rest), [holding])
+            engine.decode([Run(holding.sequence, rest, decoded)])
+        record = TurnRecord(
+            uuid.uuid4().hex, question.text, sampled.answer, sampled.reasoning, sampled.finish_reason,
+            len(question.tokens), time.time(),
+        )  # fmt: skip
+        manifest = composed.manifest.with_turn(Tokens((*question.tokens, *sampled.tokens)), record.id, start)
+        commit(manifest, record)
+        self._loom.composer.weaver.store_rows(holding, [self._loom.composer.wanted_slot(manifest.slots[-1])])
+        self._loom.library.record(manifest)
+
+
+def _usage(
+    composed: Composed, question: Question, sampled: Sampled, recomputed: int, times: tuple[float, float]
+) -> Usage:
+    woven, num_prompt = composed.weave, len(question.tokens)
+    return Usage(
+        prompt_tokens=woven.reused_tokens + woven.loaded_tokens + woven.computed_tokens + num_prompt,
+        reused_tokens=woven.reused_tokens,
+        loaded_tokens=woven.loaded_tokens,
+        computed_tokens=woven.computed_tokens + num_prompt,
+        rotated_tokens=woven.rotated_tokens,
+        recomputed_tokens=recomputed,
+        dropped_tokens=woven.dropped_tokens,
+        completion_tokens=len(sampled.tokens),
+        fidelity=composed.manifest.fidelity,
+        ttft_s=times[0],
+        weave_s=woven.seconds,
+        total_s=times[1],
+    )

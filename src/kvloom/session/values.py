@@ -1,0 +1,253 @@
+"""What the façade hands out: plain, frozen values that the edges print as they are. Knows no engine and no store.
+
+Token counts are by the model's own tokenizer, sizes in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kvloom.types import ChunkId, EntryId, Fidelity, SessionId, TierName, Usage
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A known chunk under one name. `id` is the SHA-256 of its bytes; `num_parts` > 1 where it was split."""
+
+    id: ChunkId
+    name: str
+    num_tokens: int
+    num_parts: int
+    size_bytes: int
+    source: str = ""
+    is_new: bool = True
+
+
+@dataclass(frozen=True)
+class ChunkStatus:
+    """A chunk and where its KV is. `tier` is the coldest tier that any part of it has to come from."""
+
+    id: ChunkId
+    name: str
+    num_tokens: int
+    size_bytes: int
+    tier: TierName
+    kv_bytes: int
+    source: str = ""
+    is_stale: bool = False
+    is_erased: bool = False
+
+
+@dataclass(frozen=True)
+class ChunkPlace:
+    """A chunk in one session's context. Positions are [start, stop)."""
+
+    session: SessionId
+    session_name: str
+    is_active: bool
+    is_pinned: bool
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ChunkPart:
+    """One part's KV entry: where its rows are and how many native cells hold it."""
+
+    part: int
+    entry: EntryId
+    num_tokens: int
+    tier: TierName
+    kv_bytes: int
+    num_cells: int
+    token_ids: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ChunkDetail:
+    """Everything about one chunk. `num_references`: sessions whose current context names it."""
+
+    status: ChunkStatus
+    parts: tuple[ChunkPart, ...]
+    places: tuple[ChunkPlace, ...]
+    num_references: int
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A name that moved from one chunk to another because its file changed."""
+
+    name: str
+    old: ChunkId
+    new: ChunkId
+    num_parts_changed: int
+    num_parts: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A streamed piece of a reply. `is_reasoning`: it belongs to the model's reasoning, not to the answer."""
+
+    text: str
+    is_reasoning: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply. `finish_reason`: "stop", "length" or "cancelled" (only where the partial reply was kept)."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    reasoning: str = ""
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its reply, as the caller saw them. `number` counts the turns of the context from 1."""
+
+    id: str
+    number: int
+    user: str
+    answer: str
+    reasoning: str
+    finish_reason: str
+    num_tokens: int
+    traces: tuple[ChunkId, ...] = ()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of the conversation: role "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of the context, in the order of the prompt; inactive chunks are listed too, with `is_active` False.
+
+    `kind`: "head", "chunk", "turn". `restore_s` estimates what it would take to bring it to the device from where it
+    is, from rates measured on this machine in this process (0 on the device; None where nothing was measured yet).
+    `traces`: chunks that are off now and that this turn was computed behind.
+    """
+
+    kind: str
+    name: str
+    ref: str
+    num_tokens: int
+    start: int
+    stop: int
+    is_active: bool
+    is_pinned: bool
+    is_stale: bool
+    tier: TierName
+    kv_bytes: int
+    restore_s: float | None
+    traces: tuple[ChunkId, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContextUsage:
+    """What the window holds. used + free = capacity; `num_hole_tokens` are free positions inside the span."""
+
+    used: int
+    capacity: int
+    free: int
+    reserve: int
+    num_hole_tokens: int
+    fidelity: Fidelity
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A stored session. Times are seconds since the epoch."""
+
+    id: SessionId
+    name: str
+    model: str
+    created: float
+    updated: float
+    num_turns: int
+    num_chunks: int
+    num_tokens: int
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class TierStatus:
+    """Bytes and entries of one tier. `budget_bytes` is None for the device, whose limit is its cells."""
+
+    tier: TierName
+    num_entries: int
+    used_bytes: int
+    budget_bytes: int | None
+
+
+@dataclass(frozen=True)
+class LoomStatus:
+    """The loaded model, its cells and the tiers. `faults` counts entries that were refused, by reason."""
+
+    model: str
+    model_path: str
+    fingerprint: str
+    engine: str
+    kv_type: str
+    window: int
+    num_cells: int
+    used_cells: int
+    train_context: int
+    fidelity: Fidelity
+    can_move_kv: bool
+    can_rotate: bool
+    why_not: str
+    tiers: tuple[TierStatus, ...]
+    faults: Mapping[str, int]
+    home: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """One stored entry that was read and checked. `fault` is empty where it is whole."""
+
+    entry: EntryId
+    size_bytes: int
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class GcReport:
+    """What a collection removed."""
+
+    num_entries: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What was done ahead of a question: tokens by origin, and how long it took."""
+
+    reused_tokens: int
+    loaded_tokens: int
+    computed_tokens: int
+    rotated_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far long work has come. `total` is 0 where it is not known."""
+
+    task: str
+    done: int
+    total: int
+    unit: str = "tokens"
+
+
+ProgressCallback = Callable[[Progress], None]

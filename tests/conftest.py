@@ -1,0 +1,65 @@
+"""What all tests share: a home of their own, no settings from outside, and the two models, fetched once per user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvloom.config import Paths, paths
+from kvloom.errors import KvloomError
+from kvloom.model.pull import ensure_model
+
+FETCH_LINE_EVERY_S = 10.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads the developer's settings or writes into their home; the models stay where they are."""
+    models = paths().models_dir
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in list(os.environ):
+            if variable.startswith(("KVLOOM_", "OLLM_")):
+                patch.delenv(variable)
+        patch.setenv("KVLOOM_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("KVLOOM_MODELS", str(models))
+        yield
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """Folders of this test's own: home, config file and models."""
+    monkeypatch.setenv("KVLOOM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KVLOOM_MODELS", str(tmp_path / "models"))
+    return paths()
+
+
+@pytest.fixture(scope="session")
+def smollm2_path(_own_surroundings: None) -> Path:
+    """SmolLM2-135M (98 MB): small and fast."""
+    return _model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def qwen_path(_own_surroundings: None) -> Path:
+    """Qwen2.5-Coder-0.5B (491 MB), the default model: answers from its context."""
+    return _model("qwen2.5-coder-0.5b")
+
+
+def _model(name: str) -> Path:
+    last = time.monotonic()
+
+    def report(task: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > FETCH_LINE_EVERY_S:
+            last = time.monotonic()
+            print(f"{task}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB", file=sys.__stderr__, flush=True)
+
+    try:
+        return ensure_model(name, paths(), report).path
+    except KvloomError as error:
+        pytest.fail(f"the tests need the model {name}, and it cannot be had: {error}", pytrace=False)
