@@ -59,6 +59,8 @@ class DiskTier(Tier):
         self._bay = FileBay(directory)
         self._lock = threading.RLock()
         self._book = LruBook()
+        self._used_ns: dict[EntryId, int] = {}
+        # Folder -> (its modification time when it was read, 0 if that may not have settled; what was in it).
         self._shards: dict[str, tuple[int, set[EntryId]]] = {}
         if directory.is_dir():
             self._bay.remove_stale()
@@ -102,7 +104,7 @@ class DiskTier(Tier):
             with self._bay.exclusive(), self._lock:
                 self._make_room(entry_id, image.nbytes)
                 self._bay.put_in_place(temporary, path)
-                self._record(entry_id, image.nbytes)
+                self._record(entry_id, image.nbytes, path.stat().st_mtime_ns)
 
         self._bay.write(path, image.write_to, commit)
 
@@ -161,7 +163,7 @@ class DiskTier(Tier):
         if self.nbytes <= budget_bytes:
             return
         with self._bay.exclusive(), self._lock:
-            self._sort_by_use()
+            self._learn_use(self._book.ids())
             for entry_id in self._book.ids():
                 if self._book.total_bytes <= budget_bytes:
                     break
@@ -215,8 +217,9 @@ class DiskTier(Tier):
         self._refresh()
         if self._book.total_bytes - self._book.size_of(entry_id) + size_bytes <= self._budget_bytes:
             return
-        self._sort_by_use()
         victims = self._book.victims(entry_id, size_bytes, self._budget_bytes)
+        while victims is not None and self._learn_use(victims):
+            victims = self._book.victims(entry_id, size_bytes, self._budget_bytes)
         if victims is None:
             raise self._full(size_bytes)
         for victim in victims:
@@ -229,19 +232,22 @@ class DiskTier(Tier):
         )
 
     def _use(self, entry_id: EntryId, path: Path) -> None:
+        now = time.time_ns()
         with suppress(OSError):  # a folder that cannot be written, or a file deleted since
-            now = time.time_ns()
             os.utime(path, ns=(now, now))
         with self._lock:
+            self._used_ns[entry_id] = now
             self._book.touch(entry_id)
 
-    def _record(self, entry_id: EntryId, size_bytes: int) -> None:
+    def _record(self, entry_id: EntryId, size_bytes: int, used_ns: int) -> None:
         self._book.record(entry_id, size_bytes)
+        self._used_ns[entry_id] = used_ns
         self._shards.setdefault(entry_id[:2], (0, set()))[1].add(entry_id)
 
     def _forget(self, entry_id: EntryId) -> None:
         with self._lock:
             self._book.forget(entry_id)
+            self._used_ns.pop(entry_id, None)
             self._shards.get(entry_id[:2], (0, set()))[1].discard(entry_id)
 
     def _remove(self, entry_id: EntryId, *, durably: bool) -> bool:
@@ -265,32 +271,38 @@ class DiskTier(Tier):
         now = time.time_ns()
         shards = dict(self._list_shards())
         for missing in self._shards.keys() - shards.keys():
-            for gone in self._shards.pop(missing)[1]:
-                self._book.forget(gone)
+            for gone in set(self._shards.pop(missing)[1]):
+                self._forget(gone)
         for shard, changed_ns in shards.items():
             seen_ns, known = self._shards.get(shard, (0, set()))
             if seen_ns == changed_ns:
                 continue
             files = self._list_shard(shard)
             for gone in known - files.keys():
-                self._book.forget(gone)
+                self._forget(gone)
             found += [(used, one, size) for one, (size, used) in files.items() if self._book.size_of(one) != size]
             self._shards[shard] = (changed_ns if now - changed_ns > _SETTLED_NS else 0, set(files))
-        for _, entry_id, size in sorted(found):
+        for used_ns, entry_id, size in sorted(found):
             self._book.record(entry_id, size)
+            self._used_ns[entry_id] = used_ns
 
-    def _sort_by_use(self) -> None:
-        """Take the order of use from the files: other processes use them, too."""
-        used: list[tuple[int, EntryId, int]] = []
-        for entry_id in self._book.ids():
+    def _learn_use(self, entry_ids: list[EntryId]) -> bool:
+        """Note which of these other processes have used or deleted since; whether there were any."""
+        used: list[tuple[int, EntryId]] = []
+        has_gone = False
+        for entry_id in entry_ids:
             try:
-                status = self.path_of(entry_id).stat()
+                used_ns = self.path_of(entry_id).stat().st_mtime_ns
             except OSError:
                 self._forget(entry_id)
+                has_gone = True
                 continue
-            used.append((status.st_mtime_ns, entry_id, status.st_size))
-        for _, entry_id, size in sorted(used):
-            self._book.record(entry_id, size)
+            if used_ns > self._used_ns.get(entry_id, 0):
+                used.append((used_ns, entry_id))
+        for used_ns, entry_id in sorted(used):
+            self._used_ns[entry_id] = used_ns
+            self._book.touch(entry_id)
+        return has_gone or bool(used)
 
     def _list_shards(self) -> list[tuple[str, int]]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -232,3 +233,41 @@ def test_a_key_that_does_not_fit_its_rows_is_never_written(small: Entry) -> None
         entry_file.build(replace(small, key=replace(small.key, tokens=(1, 2, 3))))
     with pytest.raises(ValueError, match="RoPE"):
         entry_file.build(small, Codec.LOW4, rope=rope_of(layout_of(), base=1e6))
+
+
+def test_the_file_is_what_the_byte_table_in_the_docs_says(tmp_path: Path) -> None:
+    """Read with nothing but the table: a change of the format must change its version and this test."""
+    entry = entry_of(7, 5)
+    data = write(tmp_path / "one", entry).read_bytes()
+    assert data[:8] == bytes.fromhex("896B766C6F6F6D0A")
+    version, header_bytes = struct.unpack_from("<II", data, 8)
+    tokens_bytes, payload_at, payload_bytes, file_bytes = struct.unpack_from("<QQQQ", data, 16)
+    assert version == 1
+    assert data[48:64] == bytes(16)
+    assert tokens_bytes == 4 * 5
+    assert payload_at == 4096
+    assert file_bytes == len(data) == payload_at + payload_bytes + 16
+    header = json.loads(data[64 : 64 + header_bytes])
+    assert header == {
+        "key_version": 1,
+        "model": entry.key.model,
+        "lineage": "alone",
+        "rope": entry.key.rope.hex(),
+        "k_type": "f16",
+        "v_type": "f16",
+        "hadamard_k": False,
+        "hadamard_v": False,
+        "layers": [{"num_heads": 2, "k_head_dim": 64, "v_head_dim": 64}] * 3,
+        "num_tokens": 5,
+        "first_position": 1,
+        "codec": "off",
+        "is_lossy": False,
+        "rows_bytes": entry.rows.nbytes,
+        "ropes": [],
+        "provenance": {},
+    }
+    at = 64 + header_bytes
+    assert struct.unpack_from("<5i", data, at) == entry.key.tokens
+    assert not any(data[at + tokens_bytes : payload_at])
+    assert data[payload_at:-16] == entry.rows.data.tobytes()
+    assert data[-16:] == xxhash.xxh3_128(data[:-16]).digest()
