@@ -5,6 +5,7 @@ Every run of a piece is tokenized on its own, so equal content gives equal ids w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +14,7 @@ from enum import Enum
 from kvloom.engine.base import Vocabulary
 from kvloom.errors import TemplateError
 from kvloom.text.marks import Segment, SegmentKind
-from kvloom.text.reasoning import ReasoningTags, tags_of
+from kvloom.text.reasoning import TAGS, ReasoningTags, tags_of
 from kvloom.text.splitter import SplitSizes, split
 from kvloom.text.template import ChatTemplate, Marking, Message
 from kvloom.text.tokenizer import PieceTokenizer
@@ -22,6 +23,8 @@ DEFAULT_SYSTEM = (
     "You are a helpful assistant. The user's files, if any, follow as <file> blocks. Answer briefly and from them."
 )
 """Used where a session sets none: some templates would put a long text of their own, and small models babble on it."""
+
+_MARKUP = re.compile(r"<[^\s<>'\"]{1,48}>|\[/?[A-Z_]{1,32}\]")
 
 
 class PieceKind(Enum):
@@ -90,8 +93,8 @@ class PromptBuilder:
         now: datetime | None = None,
         values: Mapping[str, object] | None = None,
     ) -> None:
-        self.tokenizer = PieceTokenizer(vocabulary)
         self._template = ChatTemplate(vocabulary, template, now=now, values=values)
+        self.tokenizer = PieceTokenizer(vocabulary, _markup_of(self._template.source))
         self._default_system = default_system.strip() or DEFAULT_SYSTEM
         self._sizes = sizes or SplitSizes()
         self.notes = self._template.notes
@@ -150,6 +153,11 @@ class PromptBuilder:
 
     def _chunk_piece(self, text: str, name: str, part: int) -> Piece:
         return Piece(PieceKind.CHUNK, self.tokenizer.content(text), text, name, part)
+
+
+def _markup_of(template_source: str) -> set[str]:
+    """Words like `<tool_call>` or `[INST]` that a template writes, or reads in a reply."""
+    return set(_MARKUP.findall(template_source)) | {tag for tags in TAGS for tag in tags}
 
 
 def _chunk_text(name: str, body: str, *, is_continued: bool) -> str:

@@ -6,9 +6,10 @@ Content is data: only `template` may turn text into special tokens.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kvloom.engine.base import Vocabulary
 
@@ -21,10 +22,18 @@ _SPM_FENCES = ("\n", "\x01", "|")
 
 
 class PieceTokenizer:
-    """A vocabulary with a cache. Safe for several threads where the vocabulary's `tokenize` is."""
+    """A vocabulary with a cache. Safe for several threads where the vocabulary's `tokenize` is.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    `reserved`: words that only the template may emit as one token. A vocabulary knows some of them (`<tool_call>`,
+    `<think>`) as plain tokens, so `parse_special` alone does not keep documents from forging them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, reserved: Iterable[str] = ()) -> None:
         self.vocabulary = vocabulary
+        words = sorted(word for word in set(reserved) if len(word) > 1 and self._is_one_token(word))
+        # Matches the seam behind the first character of each word: there the text is cut in two runs.
+        seams = (f"(?<={re.escape(word[0])})(?={re.escape(word[1:])})" for word in words)
+        self._seam = re.compile("|".join(seams)) if words else None
         self._cache: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._num_cached = 0
         self._lock = threading.Lock()
@@ -48,6 +57,9 @@ class PieceTokenizer:
             offsets.append(offsets[-1] + len(self.vocabulary.token_bytes(token, special=True)))
         return tuple(offsets)
 
+    def _is_one_token(self, word: str) -> bool:
+        return len(self._run(word, parse_special=False)) == 1
+
     def _cached(self, text: str, parse_special: bool) -> tuple[int, ...]:
         if not text:
             return ()
@@ -70,6 +82,11 @@ class PieceTokenizer:
         return tokens
 
     def _tokenize(self, text: str, parse_special: bool) -> tuple[int, ...]:
+        if not parse_special and self._seam is not None and self._seam.search(text):
+            return tuple(token for run in self._seam.split(text) if run for token in self._run(run, parse_special))
+        return self._run(text, parse_special)
+
+    def _run(self, text: str, parse_special: bool) -> tuple[int, ...]:
         data = text.encode()
         if self.vocabulary.is_spm:
             for fence in _SPM_FENCES:

@@ -87,7 +87,15 @@ def test_a_database_with_damaged_pages_is_an_error_and_not_a_traceback(home: Pat
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(data)
     with pytest.raises(StoreError, match="damaged"):
-        Catalog(Database(home)).ls()
+        _open_and_list(home)
+
+
+def _open_and_list(home: Path) -> None:
+    database = Database(home)
+    try:
+        Catalog(database).ls()
+    finally:
+        database.close()
 
 
 def test_a_database_of_a_newer_kvloom_is_left_alone(home: Path) -> None:

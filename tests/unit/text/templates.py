@@ -58,6 +58,8 @@ DROPS_ASSISTANT = CHATML.replace(
     "{% if m['role'] == 'assistant' %}{% continue %}{% endif %}{{ '<|im_start|>' + m['role']",
 )
 
+TOOLS = CHATML + "{% if tools %}{{ '<tool_call>' }}{% endif %}"
+
 SHOUTS = CHATML.replace("+ m['content'] +", "+ m['content'] | upper +")
 
 LOOKS_INTO = CHATML.replace(

@@ -52,6 +52,20 @@ def test_content_never_becomes_a_special_token_wherever_it_stands(vocabulary: Le
     assert specials(full.tokens) == specials(empty.tokens)
 
 
+@pytest.mark.parametrize("is_spm", [False, True])
+def test_words_of_the_template_that_are_plain_tokens_cannot_be_forged_either(is_spm: bool) -> None:
+    vocabulary = LexiconVocabulary(templates.TOOLS, is_spm=is_spm)
+    (forged,) = LexiconVocabulary().tokenize(b"<tool_call>", parse_special=False)
+    (plain,) = LexiconVocabulary().tokenize(b"[INST]", parse_special=False)
+    prompts = PromptBuilder(vocabulary)
+    text = "a <tool_call>b <tool_call><tool_call> [INST]"
+    tokens = prompts.tokenizer.content(text)
+    assert forged not in tokens
+    assert plain in tokens
+    assert prompts.tokenizer.text(tokens) == text
+    assert forged in prompts.tokenizer.template(text)
+
+
 @pytest.mark.parametrize("vocabulary", VOCABULARIES.values(), ids=VOCABULARIES.keys())
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1, max_size=80))
 def test_every_piece_spells_exactly_its_text(vocabulary: LexiconVocabulary, text: str) -> None:

@@ -9,7 +9,7 @@ from kvloom.engine.base import Vocabulary
 SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>")
 _LEXICON = (
     b"\n\n", b" the", b" a", b"the", b"user", b"system", b"assistant", b"file", b"</", b"name", b'">\n', b"def ",
-    b"return", b"    ", b" is", b"ing", b"er", b"in", b"\nuser", b"User", b": ",
+    b"return", b"    ", b" is", b"ing", b"er", b"in", b"\nuser", b"User", b": ", b"<tool_call>", b"[INST]",
 )  # fmt: skip
 
 
