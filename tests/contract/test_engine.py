@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,12 +266,12 @@ def test_cuts_of_at_least_a_quantum_agree_to_the_bit(loaded: dict[str, Engine], 
 
 
 def test_a_small_prefill_is_padded_to_the_bits_of_a_large_one(loaded: dict[str, Engine]) -> None:
-    """600 = 512 + 88, but 520 would leave 8 rows: they are taken from the fuller batch, or padded."""
+    """520 = 512 + 8 would leave 8 rows: the last batch takes 64 more from the one before."""
     engine = emptied(loaded["neox"])
     ids = tokens(engine, 600)
     every = engine.decode([Run(S(0), ids, 0, Logits.ALL)])[0]
     assert every is not None
-    for count in (8, 40, 63, 520, 575):
+    for count in (54, 63, 520, 575):
         engine.remove(S(0))
         assert np.array_equal(last_logits(engine, 0, ids[:count], 0), every[count - 1]), count
 
@@ -291,6 +292,37 @@ def test_where_there_is_no_room_for_padding_there_is_none(loaded: dict[str, Engi
     engine.decode([Run(S(1), tokens(engine, NUM_CELLS - 20), 0)])
     engine.decode([Run(S(0), tokens(engine, 20), 0)])
     assert engine.used_cells() == NUM_CELLS
+
+
+def test_an_interrupt_between_batches_leaves_the_sequences_as_they_were(loaded: dict[str, Engine]) -> None:
+    engine = emptied(loaded["neox"])
+    ids = tokens(engine, 900)
+    engine.decode([Run(S(0), ids[:50], 0)])
+    reference = last_logits(engine, 0, ids[:3], 50)
+    engine.remove(S(0), 50)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    num_interrupted = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay_s in (0.002, 0.004, 0.008, 0.016):
+            signal.setitimer(signal.ITIMER_REAL, delay_s)
+            try:
+                engine.decode([Run(S(0), ids[:450], 50, Logits.ALL), Run(S(1), ids[450:], 7)])
+            except KeyboardInterrupt:
+                num_interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            engine.remove(S(0), 50)
+            engine.remove(S(1))
+            assert engine.used_cells() == 50
+            assert np.array_equal(last_logits(engine, 0, ids[:3], 50), reference)
+            engine.remove(S(0), 50)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert num_interrupted
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

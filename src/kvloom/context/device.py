@@ -6,13 +6,13 @@ Everything on the device is a cache: whatever is dropped here can be placed agai
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kvloom.context.plan import Resident
 from kvloom.engine.base import Engine
-from kvloom.errors import EngineMemoryError
+from kvloom.errors import EngineMemoryError, EngineUnsupportedError
 from kvloom.types import EntryId, SequenceId
 
 PADDING_CELLS = 64
@@ -73,8 +73,7 @@ class Device:
         """Give the sequence back; its cells become free unless others share them. Idempotent."""
         if self._holdings.pop(holding.sequence, None) is None:
             return
-        self.engine.remove(holding.sequence)
-        holding.residents.clear()
+        self.empty(holding)
         self._free.append(holding.sequence)
 
     def release_owner(self, owner: str) -> None:
@@ -95,13 +94,14 @@ class Device:
             for resident in holding.residents.values():
                 yield holding.owner, resident
 
-    def make_room(self, num_tokens: int, keep: Iterable[Holding]) -> None:
+    def make_room(self, num_tokens: int, keep: Iterable[Holding], num_spare: int = PADDING_CELLS) -> None:
         """Make sure that `num_tokens` more cells are free, evicting idle owners, least recently used first.
 
-        Raises EngineMemoryError with the numbers if that is not enough; nothing that is kept is touched.
+        `num_spare` more are kept free for padding. Raises EngineMemoryError with the numbers if that is not enough;
+        nothing that is kept is touched.
         """
         kept = list(keep)
-        needed = num_tokens + PADDING_CELLS
+        needed = num_tokens + num_spare
         while self.num_free_cells() < needed:
             idle = [h for h in self._holdings.values() if h.owner and not h.is_busy and h not in kept]
             if not idle:
@@ -116,10 +116,36 @@ class Device:
         for holding in self._holdings.values():
             if holding.is_busy:
                 continue
-            for position, resident in list(holding.residents.items()):
-                if resident.entry in entries:
-                    self.engine.remove(holding.sequence, resident.position, resident.stop)
-                    del holding.residents[position]
+            self.drop(holding, [resident for resident in holding.residents.values() if resident.entry in entries])
+
+    def drop(self, holding: Holding, residents: Sequence[Resident]) -> None:
+        """Take rows out of a sequence; all of it where the engine cannot take out a part."""
+        try:
+            for resident in residents:
+                self.engine.remove(holding.sequence, resident.position, resident.stop)
+                del holding.residents[resident.position]
+        except EngineUnsupportedError:
+            self.empty(holding)
+        except BaseException:
+            self.empty(holding)  # interrupted between rows and books, they may not agree
+            raise
+
+    def cut(self, holding: Holding, start: int) -> None:
+        """Take everything from position `start` on out of a sequence; all of it where the engine cannot."""
+        try:
+            self.engine.remove(holding.sequence, start)
+            for position in [p for p, resident in holding.residents.items() if resident.stop > start]:
+                del holding.residents[position]
+        except EngineUnsupportedError:
+            self.empty(holding)
+        except BaseException:
+            self.empty(holding)
+            raise
+
+    def empty(self, holding: Holding) -> None:
+        """Take everything out of a sequence; it stays the owner's."""
+        holding.residents.clear()
+        self.engine.remove(holding.sequence)
 
     def num_free_cells(self) -> int:
         return self.engine.num_cells - self.engine.used_cells()

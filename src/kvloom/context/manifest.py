@@ -75,12 +75,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Slots in the order of the prompt, and the settings that decide what is placed for them."""
+    """Slots in the order of the prompt, and the settings that decide what is placed for them.
+
+    `model` is the fingerprint of the model whose token ids these are: under another one they mean nothing.
+    """
 
     slots: tuple[Slot, ...] = ()
     fidelity: Fidelity = Fidelity.SPLICE
     system: str = ""
     window: int = 0
+    model: str = ""
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -129,6 +133,11 @@ class Manifest:
         now = set(self.active_chunk_ids)
         return tuple(chunk for chunk in slot.seen if chunk not in now)
 
+    def seen_at(self, position: int) -> tuple[ChunkId, ...]:
+        """The chunks that a turn at `position` sees: what is on, and what earlier turns carry the trace of."""
+        before = (slot for slot in self.turns if slot.active and slot.stop <= position)
+        return tuple(dict.fromkeys((*self.active_chunk_ids, *(chunk for slot in before for chunk in slot.seen))))
+
     # -- edits --------------------------------------------------------------------------------------------------
 
     def with_head(self, tokens: Tokens, system: str) -> Manifest:
@@ -173,10 +182,16 @@ class Manifest:
         )
         return replace(self, slots=tuple(slots)).without({chunk})
 
-    def with_turn(self, tokens: Tokens, ref: str, position: int | None = None) -> Manifest:
-        """A turn computed behind everything that is active now."""
+    def with_turn(self, tokens: Tokens, ref: str, position: int | None = None, variant: str = "") -> Manifest:
+        """A turn computed behind everything that is active now.
+
+        `variant` names what was recomputed in place before it (blend): such rows are others than the placed ones.
+        """
         at = self.span if position is None else position
-        slot = Slot(SlotKind.TURN, tokens, at, self.lineage_at(at), Fidelity.EXACT, ref=ref, seen=self.active_chunk_ids)
+        lineage = self.lineage_at(at)
+        if variant:
+            lineage = Lineage(hashlib.sha256(f"{lineage}:{variant}".encode()).hexdigest())
+        slot = Slot(SlotKind.TURN, tokens, at, lineage, Fidelity.EXACT, ref=ref, seen=self.seen_at(at))
         return replace(self, slots=(*self.slots, slot))
 
     def with_fidelity(self, fidelity: Fidelity) -> Manifest:
@@ -191,10 +206,11 @@ class Manifest:
     def settled(self, dense: bool = False) -> Manifest:
         """Positions made valid: strictly in order, no overlap.
 
-        Sparse (the default in blend and splice) moves a slot only where it must, so that holes stay open and nothing
-        behind them moves; `dense`, and always exact, leaves no holes.
+        Sparse (the default in splice) moves a slot only where it must, so that holes stay open and nothing behind
+        them moves. `dense` leaves no holes, nor do exact and blend: an engine decodes only right behind what a
+        sequence holds, so nothing behind a hole could be recomputed in place.
         """
-        dense = dense or self.fidelity is Fidelity.EXACT
+        dense = dense or self.fidelity is not Fidelity.SPLICE
         cursor, slots = 0, []
         for slot in self.slots:
             if not slot.active:
@@ -292,6 +308,7 @@ class _WireManifest(msgspec.Struct):
     system: str
     window: int
     slots: list[_WireSlot]
+    model: str = ""
 
 
 _WIRE_VERSION = 1
@@ -305,7 +322,9 @@ def _to_wire(manifest: Manifest) -> _WireManifest:
         )
         for s in manifest.slots
     ]  # fmt: skip
-    return _WireManifest(_WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots)
+    return _WireManifest(
+        _WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots, manifest.model
+    )
 
 
 def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> Manifest:
@@ -316,4 +335,4 @@ def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> M
         )
         for s in wire.slots
     )  # fmt: skip
-    return Manifest(slots, Fidelity(wire.fidelity), wire.system, wire.window)
+    return Manifest(slots, Fidelity(wire.fidelity), wire.system, wire.window, wire.model)

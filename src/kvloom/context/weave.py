@@ -6,6 +6,7 @@ Knows entries and positions, not texts. Rows that are computed are stored at onc
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,13 @@ from typing import Protocol
 from kvloom.context.device import Device, Holding
 from kvloom.context.plan import PRISTINE, Compute, Keep, Place, Plan, Resident, Wanted, make_plan
 from kvloom.engine.base import Logits, PlacedRows, RowLayer, Run
-from kvloom.errors import CancelledError
+from kvloom.errors import CancelledError, EngineUnsupportedError, StoreError
 from kvloom.types import ALONE, Entry, EntryId, EntryKey, F32Array, KVRows, SequenceId
 
 PREFILL_STEP_TOKENS = 512
 """A prefill is cut here to report progress and to be cancelled; a multiple of the engine's 64-row cuts."""
+
+_log = logging.getLogger(__name__)
 
 StepCallback = Callable[[int, int], None]
 """(tokens computed so far, tokens to compute)."""
@@ -77,11 +80,19 @@ class Weaver:
         self._store = store
         self._lay = lay
         self._key = key
+        # Stored entries that could neither be read nor deleted: promised again and again, and never there.
+        self._refused: set[EntryId] = set()
+
+    def has(self, entry: EntryId) -> bool:
+        """Whether a tier holds the entry and this engine can take it."""
+        can_place = self._engine.capabilities.can_move_kv and entry not in self._refused
+        return can_place and self._store.contains(entry)
 
     def plan(self, holding: Holding, wanted: Sequence[Wanted]) -> Plan:
         """The plan for `wanted`, without doing anything."""
         own = tuple(holding.residents.values())
-        return make_plan(wanted, own, self._device.shared(holding), self._contains)
+        shared = self._device.shared(holding) if self._engine.capabilities.can_move_kv else {}
+        return make_plan(wanted, own, shared, self.has)
 
     def weave(
         self,
@@ -97,39 +108,36 @@ class Weaver:
         raised, the books stay true; what was computed so far is stored.
         """
         began = time.perf_counter()
-        if not self._engine.capabilities.can_move_kv and not self._is_append(holding, wanted):
-            self._empty(holding)
+        num_emptied_tokens = self._emptied(holding, wanted)
         plan = self.plan(holding, wanted)
-        clock = _Steps(plan.num_computed_tokens, on_step, is_cancelled)
         placed, missing = self._fetch(plan)
         gone = [want.entry for want in missing if want.lineage != ALONE]
         if gone:
             raise EntriesGoneError(gone)
-        clock.total += sum(len(want.tokens) for want in missing)
-        for drop in plan.drops:
-            self._engine.remove(holding.sequence, drop.resident.position, drop.resident.stop)
-            del holding.residents[drop.resident.position]
         computes = [op.wanted for op in plan.operations if isinstance(op, Compute)] + missing
+        clock = _Steps(sum(len(want.tokens) for want in computes), on_step, is_cancelled)
         holding.is_busy = True
         try:
+            self._device.drop(holding, [drop.resident for drop in plan.drops])
             self._share(holding, plan)
-            alone = [want for want in computes if Compute(want).alone]
             rows = {want.position: found for want, found in placed}
-            rows |= {want.position: self._compute_alone(want, holding, clock) for want in alone}
+            rows |= self._alone_rows([want for want in computes if Compute(want).alone], holding, clock)
             rotated = self._lay_in_order(holding, [want for want, _ in placed] + computes, rows, clock)
         except BaseException:
             # A half-woven sequence is no manifest's: forget it, everything in it can be had again.
-            self._empty(holding)
+            self._device.empty(holding)
             raise
         finally:
             holding.is_busy = False
-        own = {want.position for want in alone}
+        own = {want.position for want in computes}
+        # Of equal parts one was computed, and the others are copies of it.
+        num_computed_tokens = clock.total - _num_repeated([want for want in computes if Compute(want).alone])
         return Weave(
             reused_tokens=plan.num_reused_tokens,
-            loaded_tokens=sum(len(want.tokens) for want, _ in placed),
-            computed_tokens=sum(len(want.tokens) for want in computes),
+            loaded_tokens=sum(len(want.tokens) for want, _ in placed) + clock.total - num_computed_tokens,
+            computed_tokens=num_computed_tokens,
             rotated_tokens=sum(len(want.tokens) for want in rotated if want.position not in own),
-            dropped_tokens=plan.num_dropped_tokens,
+            dropped_tokens=plan.num_dropped_tokens + num_emptied_tokens,
             seconds=time.perf_counter() - began,
         )
 
@@ -149,7 +157,17 @@ class Weaver:
         for want in wanted:
             first = want.position - wanted[0].position
             part = rows if len(want.tokens) == rows.num_tokens else rows.slice(first, first + len(want.tokens))
-            self._store.put(Entry(self._key(want), part))
+            self._put(want, part)
+
+    def end_at(self, holding: Holding, position: int, tokens: Sequence[int]) -> bool:
+        """Let the sequence end at `position`, then with `tokens`. False where the engine cannot: it is empty then."""
+        self._device.cut(holding, position)
+        if self._engine.last_position(holding.sequence) is None:
+            return False
+        if tokens:
+            self._device.make_room(len(tokens), [holding])
+            self._engine.decode([Run(holding.sequence, tokens, position)])
+        return True
 
     def blend(
         self, holding: Holding, wanted: Sequence[Wanted], runs: Sequence[Span], prefix: Callable[[int], str]
@@ -164,35 +182,36 @@ class Weaver:
         if not total:
             return 0
         self._device.make_room(total, [holding])
-        scratches = [self._device.holding("") for _ in runs]
+        scratches: list[Holding] = []
         try:
             decode = []
-            for run, scratch in zip(runs, scratches, strict=True):
+            for run in runs:
+                scratch = self._device.holding("")
+                scratches.append(scratch)
                 self._engine.copy(holding.sequence, scratch.sequence, 0, run.start)
                 decode.append(Run(scratch.sequence, _tokens_in(wanted, run), run.start))
             self._engine.decode(decode)
             for run, scratch in zip(runs, scratches, strict=True):
                 self._engine.remove(holding.sequence, run.start, run.stop)
                 self._engine.copy(scratch.sequence, holding.sequence, run.start, run.stop)
+            self._mark_blended(holding, runs, prefix)
         except BaseException:
-            self._empty(holding)
+            self._device.empty(holding)
             raise
         finally:
             for scratch in scratches:
                 self._device.release(scratch)
-        self._mark_blended(holding, runs, prefix)
         return total
-
-    def drop_tail(self, holding: Holding, start: int) -> None:
-        """Take everything from position `start` on off the device."""
-        self._engine.remove(holding.sequence, start)
-        for position in [p for p in holding.residents if p >= start]:
-            del holding.residents[position]
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _contains(self, entry: EntryId) -> bool:
-        return self._engine.capabilities.can_move_kv and self._store.contains(entry)
+    def _emptied(self, holding: Holding, wanted: Sequence[Wanted]) -> int:
+        """Start anew where the engine cannot change what it holds: the tokens that were dropped."""
+        if self._engine.capabilities.can_move_kv or self._is_append(holding, wanted):
+            return 0
+        num_tokens = holding.num_tokens
+        self._device.empty(holding)
+        return num_tokens
 
     def _fetch(self, plan: Plan) -> tuple[list[tuple[Wanted, KVRows]], list[Wanted]]:
         """Rows of what is to be placed; what turned out not to be there (a fault is a miss)."""
@@ -201,6 +220,7 @@ class Weaver:
             if isinstance(operation, Place):
                 entry = self._store.get(operation.wanted.entry)
                 if entry is None:
+                    self._refused.add(operation.wanted.entry)
                     missing.append(operation.wanted)
                 else:
                     placed.append((operation.wanted, entry.rows))
@@ -233,6 +253,8 @@ class Weaver:
 
     def _place(self, holding: Holding, placed: list[tuple[Wanted, KVRows]]) -> list[Wanted]:
         """Write all rows in one native call; what had to be rotated."""
+        if not self._engine.capabilities.can_rotate and any(w.position != r.first_position for w, r in placed):
+            raise EngineUnsupportedError(f"K cannot be turned to another position: {self._engine.capabilities.why_not}")
         self._device.make_room(sum(rows.num_tokens for _, rows in placed), [holding])
         parts = [PlacedRows(rows, want.position) for want, rows in placed]
         if self._engine.last_position(holding.sequence) is None:
@@ -245,6 +267,14 @@ class Weaver:
             self._enter(holding, want)
         return [want for want, rows in placed if want.position != rows.first_position]
 
+    def _alone_rows(self, wanted: Sequence[Wanted], holding: Holding, clock: _Steps) -> dict[int, KVRows]:
+        """By position. Equal parts of a text are one entry, and computed once."""
+        computed: dict[EntryId, KVRows] = {}
+        for want in wanted:
+            if want.entry not in computed:
+                computed[want.entry] = self._compute_alone(want, holding, clock)
+        return {want.position: computed[want.entry] for want in wanted}
+
     def _compute_alone(self, want: Wanted, holding: Holding, clock: _Steps) -> KVRows:
         """Prefill a chunk behind the sink token in a scratch sequence and store it."""
         engine = self._engine
@@ -253,8 +283,16 @@ class Weaver:
             engine.decode([Run(scratch, [engine.sink_token], 0)])
             self._decode(scratch, want.tokens, 1, clock, Logits.NONE)
             _, rows = engine.read(scratch, 1)
-        self._store.put(Entry(self._key(want), rows))
+        self._put(want, rows)
         return rows
+
+    def _put(self, want: Wanted, rows: KVRows) -> None:
+        """Store what was computed. Tiers that are full or cannot be written cost a prefill later, not the reply."""
+        try:
+            self._store.put(Entry(self._key(want), rows))
+            self._refused.discard(want.entry)
+        except StoreError as exc:
+            _log.warning("entry %s is on the device only: %s", want.entry[:12], exc)
 
     def _compute(self, holding: Holding, group: list[Wanted], clock: _Steps) -> None:
         """Prefill adjacent pieces where they stand. What stands behind them is put aside and back, not touched."""
@@ -288,10 +326,6 @@ class Weaver:
 
     def _enter(self, holding: Holding, want: Wanted) -> None:
         holding.residents[want.position] = Resident(want.entry, want.position, len(want.tokens), want.variant)
-
-    def _empty(self, holding: Holding) -> None:
-        self._engine.remove(holding.sequence)
-        holding.residents.clear()
 
     def _is_append(self, holding: Holding, wanted: Sequence[Wanted]) -> bool:
         plan = self.plan(holding, wanted)
@@ -351,6 +385,10 @@ def keep_blended(wanted: Sequence[Wanted], holding: Holding) -> list[Wanted]:
             want = replace(want, variant=resident.variant) if is_same_before else want
         result.append(want)
     return result
+
+
+def _num_repeated(wanted: Sequence[Wanted]) -> int:
+    return sum(len(want.tokens) for want in wanted) - sum(len(t) for t in {w.entry: w.tokens for w in wanted}.values())
 
 
 def _adjacent(wanted: Sequence[Wanted]) -> list[list[Wanted]]:

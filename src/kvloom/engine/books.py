@@ -157,6 +157,8 @@ class CellBooks:
 
     def _overlapping(self, sequence: int, start: int, stop: int) -> list[Span]:
         spans = self._spans[self._known(sequence)]
+        if start >= stop:
+            return []
         first = max(0, bisect_left(spans, start, key=lambda span: span.start) - 1)
         return [span for span in spans[first:] if span.start < stop and span.stop > start]
 

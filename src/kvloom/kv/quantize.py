@@ -71,10 +71,14 @@ def _q4_0_to_f32(source: U8Array, out: F32Array) -> None:
 
 
 def _inverse(scale: F32Array) -> F32Array:
-    """1 / scale, and 0 where the scale is 0 (a block of zeros) or too small to be inverted."""
+    """1 / scale; 0 where that is not finite: a block of zeros, or of values (below 1e-38) that f16 cannot tell from 0.
+
+    The reference is undefined for the latter; the stored f16 scale is 0, so they decode to 0 whatever is written.
+    """
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-    return inverse.astype(np.float32, copy=False)
+        inverse = np.float32(1) / scale
+    inverse[~np.isfinite(inverse)] = 0
+    return inverse
 
 
 def _f32_to_q8_0(source: F32Array, out: U8Array) -> None:

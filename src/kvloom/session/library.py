@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvloom.chunk.catalog import Catalog, ChunkRecord, EntryRecord, Staleness
-from kvloom.chunk.content import Content, read_file, read_text
+from kvloom.chunk.content import Content, Encoding, read_file, read_text
 from kvloom.context.manifest import Manifest, SlotKind, Tokens
-from kvloom.errors import ContentError
+from kvloom.errors import ContentError, UnknownChunkError
 from kvloom.kv.store import TieredStore
 from kvloom.session.composer import Composer
 from kvloom.session.status import coldest
@@ -39,10 +39,10 @@ class Library:
 
     def load(self, path: Path, name: str | None = None, repair: bool = False) -> Chunk:
         """A file as a chunk. Raises ContentError saying what is wrong with it."""
-        return self._add(read_file(path, repair=repair), name)
+        return self.add(read_file(path, repair=repair), name)
 
     def load_text(self, text: str, name: str) -> Chunk:
-        return self._add(read_text(text, name=name), name)
+        return self.add(read_text(text, name=name), name)
 
     def parts(self, chunk: ChunkId, name: str) -> tuple[Tokens, ...]:
         """The token ids of each part of a chunk under a name."""
@@ -60,21 +60,35 @@ class Library:
         """Names whose files changed move to what the files hold now. Raises ContentError where one cannot be read."""
         wanted = None if chunks is None else set(chunks)
         moved = []
+        unreadable: ContentError | None = None
         for stale in self.catalog.stale():
             if (wanted is not None and stale.chunk_id not in wanted) or stale.staleness is Staleness.MISSING:
                 continue
-            fresh = self.load(stale.path, stale.name)
-            before = {run.digest for run in self.parts(stale.chunk_id, stale.name)}
-            now = self.parts(fresh.id, stale.name)
-            changed = sum(run.digest not in before for run in now)
-            moved.append(Reloaded(stale.name, stale.chunk_id, fresh.id, changed, len(now)))
+            is_repaired = self.catalog.get(stale.chunk_id).encoding is Encoding.REPAIRED
+            try:
+                fresh = self.load(stale.path, stale.name, is_repaired)
+            except ContentError as error:
+                unreadable = unreadable or error  # the others are read all the same
+                continue
+            moved.append(self._reloaded(stale.name, stale.chunk_id, fresh.id))
+        if unreadable is not None:
+            raise unreadable
         return moved
 
-    def stale(self, chunks: Iterable[ChunkId]) -> set[ChunkId]:
-        """Those of `chunks` whose files are not what was loaded any more."""
-        records = self.catalog.get_many(chunks)
-        names = [name for record in records.values() for name in record.names]
-        return {stale.chunk_id for stale in self.catalog.stale(names)} if names else set()
+    def moved(self, standing: Iterable[tuple[ChunkId, str]]) -> list[Reloaded]:
+        """Which of these chunks stand under names that have moved on to another chunk, whoever moved them."""
+        found = []
+        for chunk, name in standing:
+            now = self._now(chunk, name)
+            if now is not None:
+                found.append(self._reloaded(name, chunk, now))
+        return found
+
+    def stale(self, standing: Iterable[tuple[ChunkId, str]]) -> set[ChunkId]:
+        """Those of these chunks, and the names they stand under, that are not what the names or their files hold."""
+        named = dict(standing)
+        changed = {stale.chunk_id for stale in self.catalog.stale(named.values())} if named else set()
+        return changed | {chunk for chunk, name in named.items() if self._now(chunk, name) is not None}
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -88,7 +102,9 @@ class Library:
 
     def status(self, chunk: ChunkId) -> ChunkStatus:
         counts = self.catalog.num_tokens(self._model, [chunk])
-        return self._status(self.catalog.get(chunk), counts, self.stale([chunk]), self._on_device())
+        record = self.catalog.get(chunk)
+        stale = {stale.chunk_id for stale in self.catalog.stale(record.names)} if record.names else set()
+        return self._status(record, counts, stale, self._on_device())
 
     def entries(self, chunk: ChunkId) -> list[tuple[int, EntryId]]:
         """(part, entry) of the loaded model: each part's own entry and every exact one that was computed."""
@@ -114,10 +130,26 @@ class Library:
         """Nothing of a purged chunk stays in memory."""
         for key in [key for key in self._parts if key[0] == chunk]:
             del self._parts[key]
+        self._recorded = {key for key in self._recorded if key[0] != chunk}
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _add(self, content: Content, name: str | None) -> Chunk:
+    def _reloaded(self, name: str, old: ChunkId, new: ChunkId) -> Reloaded:
+        before = {run.digest for run in self.parts(old, name)}
+        now = self.parts(new, name)
+        return Reloaded(name, old, new, sum(run.digest not in before for run in now), len(now))
+
+    def _now(self, chunk: ChunkId, name: str) -> ChunkId | None:
+        """The chunk that a name has moved on to from `chunk`."""
+        try:
+            record = self.catalog.name(name)
+        except UnknownChunkError:
+            return None
+        is_former = record.chunk_id != chunk and chunk in record.former
+        return record.chunk_id if is_former and not self.catalog.get(record.chunk_id).is_erased else None
+
+    def add(self, content: Content, name: str | None) -> Chunk:
+        """Content as a chunk under a name."""
         added = self.catalog.add(content, name)
         parts = self._tokenize(content.text, content.id, added.name)
         num_tokens = sum(len(run) for run in parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,20 +15,24 @@ from typing import Any
 
 from kvloom.chunk.catalog import Catalog
 from kvloom.chunk.database import Database
-from kvloom.chunk.profiles import Profile, ProfileStore, expand
+from kvloom.chunk.profiles import Profile, ProfileStore
 from kvloom.config import Settings
 from kvloom.context.device import Device
-from kvloom.context.manifest import Manifest, SlotKind, Tokens
+from kvloom.context.manifest import Manifest
 from kvloom.engine.base import Engine
-from kvloom.errors import AmbiguousChunkError, LoomClosedError, UnknownChunkError
+from kvloom.errors import AmbiguousChunkError, LoomClosedError, SessionBusyError, UnknownChunkError, UsageError
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
 from kvloom.session.composer import Composer
 from kvloom.session.history import History, TurnRecord
 from kvloom.session.library import Library
-from kvloom.session.log import ManifestRecord, SessionLog
+from kvloom.session.log import SessionLog
+from kvloom.session.presets import bring_in, profile_of
+from kvloom.session.prompts import Prompts
+from kvloom.session.purge import purge
 from kvloom.session.session import Session
 from kvloom.session.status import Rates, device_status
+from kvloom.session.transfer import export_session, import_session
 from kvloom.session.values import (
     Chunk,
     ChunkDetail,
@@ -44,7 +49,6 @@ from kvloom.session.values import (
     VerifyResult,
 )
 from kvloom.text.pieces import PromptBuilder
-from kvloom.text.template import Message
 from kvloom.types import ChunkId, EntryId, Fidelity, SessionId, TierName
 
 
@@ -76,10 +80,11 @@ class Loom:
         self._model_name, self._model_path = model
         self._rotator = rotator
         self._database = Database(home)
-        self._catalog = Catalog(self._database)
-        self._log = SessionLog(self._database)
+        self.catalog = Catalog(self._database)
+        self.log = SessionLog(self._database)
         self._profiles = ProfileStore(self._database)
-        self.library = Library(self._catalog, self.builder, self.composer, store)
+        self.library = Library(self.catalog, self.builder, self.composer, store)
+        self.prompts = Prompts(self.builder, self.library, engine.fingerprint)
         self._sessions: dict[SessionId, Session] = {}
         self._pinned: set[EntryId] = set()
         self._lock = threading.RLock()
@@ -106,7 +111,7 @@ class Loom:
         Raises UnknownChunkError (with near names) and AmbiguousChunkError (with the candidates).
         """
         self._check_open()
-        return self._catalog.resolve(ref)
+        return self.catalog.resolve(ref)
 
     def chunks(self, *, erased: bool = False) -> list[ChunkStatus]:
         """Every known chunk with its tier and bytes, in the order of loading."""
@@ -120,7 +125,7 @@ class Loom:
             residents = list(self.device.residents())
         on_device = {resident.entry for _, resident in residents}
         parts = []
-        runs = self.library.parts(chunk, self._catalog.get(chunk).name)
+        runs = self.library.parts(chunk, self.catalog.get(chunk).name)
         for part, entry in self.library.entries(chunk):
             cells = {r.position for _, r in residents if r.entry == entry}
             tokens = runs[part].ids if part < len(runs) else ()
@@ -128,11 +133,11 @@ class Loom:
             size = len(tokens) * self.engine.layout.token_bytes if tier is not TierName.NONE else 0
             parts.append(ChunkPart(part, entry, len(tokens), tier, size, len(cells) * len(tokens), tokens))
         places = tuple(self._places(chunk))
-        return ChunkDetail(self.library.status(chunk), tuple(parts), places, len(places), self._catalog.metadata(chunk))
+        return ChunkDetail(self.library.status(chunk), tuple(parts), places, len(places), self.catalog.metadata(chunk))
 
     def set_metadata(self, ref: str, key: str, value: str | None) -> None:
         """Set a chunk's metadata; None or "" takes the key away."""
-        self._catalog.set_metadata(self.resolve(ref), key, value or "")
+        self.catalog.set_metadata(self.resolve(ref), key, value or "")
 
     def reload(self, ref: str | None = None) -> list[Reloaded]:
         """Names whose files changed move to what the files hold now, in the catalog; `Session.reload` swaps them in."""
@@ -155,17 +160,17 @@ class Loom:
         """A chunk's KV from disk back into RAM; an erased chunk comes back too. Bytes that are warm now."""
         self._check_open()
         chunk = self._resolve_erased(ref)
-        self._catalog.restore(chunk)
+        self.catalog.restore(chunk)
         loaded = (self.store.get(entry) for _, entry in self.library.entries(chunk))
         return sum(entry.rows.nbytes for entry in loaded if entry is not None)
 
     def erase(self, ref: str) -> None:
         """Hide a chunk; `restore` (or a session's undo) brings it back. Contexts that hold it keep it."""
-        self._catalog.erase(self.resolve(ref))
+        self.catalog.erase(self.resolve(ref))
 
     def restore_erased(self, chunk: ChunkId) -> None:
         """Undo `erase`."""
-        self._catalog.restore(chunk)
+        self.catalog.restore(chunk)
 
     def purge(self, ref: str) -> int:
         """A chunk really gone: its KV from every tier, its text, its names, and its tokens from every session's log.
@@ -174,36 +179,7 @@ class Loom:
         they are needed; their text stays. Bytes freed. Not undoable. Raises SessionBusyError where another process
         has a session open that holds it.
         """
-        self._check_open()
-        chunk = self._resolve_erased(ref)
-        with self._lock:
-            held = [session for session in self._sessions.values() if chunk in session.manifest.chunk_ids]
-            for session in held:
-                session.remove(chunk)
-            entries = {entry for _, entry in self.library.entries(chunk)}
-            digests: set[str] = set()
-            traced: set[EntryId] = set()
-
-            def scrub(record: ManifestRecord) -> bytes | None:
-                manifest = Manifest.decode(record.body, self._log.tokens)
-                digests.update(s.tokens.digest for s in manifest.chunks if s.ref == chunk)
-                traced.update(self.composer.entry_id(s.tokens, s.lineage) for s in manifest.turns if chunk in s.seen)
-                scrubbed = manifest.purged(chunk)
-                return None if scrubbed == manifest else scrubbed.encode()
-
-            self._log.rewrite(scrub)
-            self._log.purge_tokens(digests)
-            with self.device.lock:
-                self.device.drop_entries(entries | traced)
-            freed = sum(self.store.size_of(entry) for entry in entries | traced)
-            for entry in entries | traced:
-                self.store.purge(entry)
-            freed += self._catalog.get(chunk).size_bytes
-            self._catalog.purge(chunk)
-            self.library.forget(chunk)
-            for session in self._sessions.values():
-                session._reread()
-            return freed
+        return purge(self, self._resolve_erased(ref))
 
     def verify(self, progress: ProgressCallback | None = None) -> Iterator[VerifyResult]:
         """Read and check every stored entry; a damaged one is reported (and becomes a miss when it is wanted)."""
@@ -218,10 +194,10 @@ class Loom:
         """Remove stored entries that no chunk and no session of any model names any more."""
         self._check_open()
         self.store.flush()
-        keep = set(self._catalog.all_entries())
-        for info in self._log.list():
-            for record in self._log.manifests(info.id):
-                manifest = Manifest.decode(record.body, self._log.tokens)
+        keep = set(self.catalog.all_entries())
+        for info in self.log.list():
+            for record in self.log.manifests(info.id):
+                manifest = Manifest.decode(record.body, self.log.tokens)
                 keep.update(self.composer.entry_id(slot.tokens, slot.lineage) for slot in manifest.slots)
         removed = self.store.gc(keep)
         return GcReport(removed.num_entries, removed.nbytes)
@@ -247,18 +223,18 @@ class Loom:
         """
         self._check_open()
         with self._lock:
+            self._check_open()
+            mode = self.usable_fidelity(self.settings.fidelity if fidelity is None else fidelity)
             found = self._find(id, name)
-            if found is not None and found in self._sessions:
-                return self._sessions[found]
-            mode = self._usable_fidelity(Fidelity(fidelity) if fidelity is not None else self.settings.fidelity)
-            found = found or self._log.create(self._model_name, name or "")
-            text = "" if system is None else system
-
-            def begin() -> Manifest:
-                return Manifest(fidelity=mode, window=self.window).with_head(self._head(text), text)
-
-            session = Session(self, History(self._log, found, begin))
-            self._sessions[found] = session
+            session = self._sessions.get(found) if found is not None else None
+            if session is None or session.is_closed:
+                text = "" if system is None else system
+                first = Manifest(fidelity=mode, window=self.window, model=self.engine.fingerprint)
+                first = first.with_head(self.prompts.head(text), text)
+                found = found or self.log.create(self._model_name, name or "")
+                session = Session(self, History(self.log, found, lambda: first))
+                self._sessions[found] = session
+                self._pin_entries()
         if system is not None and session.system != system:
             session.set_system(system)
         if fidelity is not None and session.fidelity is not mode:
@@ -268,75 +244,61 @@ class Loom:
     def sessions(self) -> list[SessionInfo]:
         """All stored sessions, the last used first."""
         self._check_open()
-        return [self._info(record.id) for record in self._log.list()]
+        return [self._info(record.id) for record in self.log.list()]
 
     def latest_session(self) -> SessionInfo | None:
         """The session that was used last."""
-        known = self._log.list()
+        self._check_open()
+        known = self.log.list()
         return self._info(known[0].id) if known else None
 
     def rename_session(self, ref: str, name: str) -> None:
-        session = self._log.resolve(ref)
-        if session in self._sessions:
-            self._sessions[session].rename(name)
+        """Raises UnknownSessionError, UsageError where the name is taken."""
+        session = self._opened(ref)
+        if isinstance(session, Session):
+            session.rename(name)
         else:
-            self._log.rename(session, name)
+            self.log.rename(session, name)
 
     def delete_session(self, ref: str) -> None:
-        """Remove a session and its log; an open one is closed first."""
-        session = self._log.resolve(ref)
-        if session in self._sessions:
-            self._sessions[session].close()
-        self._log.delete(session)
+        """Remove a session and its log; an open one is closed first. Raises SessionBusyError where another process
+        has it open."""
+        session = self._opened(ref)
+        if isinstance(session, Session):
+            session.close()
+            session = session.id
+        self.log.delete(session)
 
     def export_session(self, ref: str) -> dict[str, Any]:
         """The whole session as JSON-able values, the texts of its chunks included."""
-        session = self._log.resolve(ref)
-        exported = self._log.export(session)
-        chunks: dict[str, dict[str, str]] = {}
-        for record in self._log.manifests(session):
-            for slot in Manifest.decode(record.body, self._log.tokens).chunks:
-                chunks.setdefault(slot.ref, {"name": slot.name, "text": self._catalog.text(ChunkId(slot.ref))})
-        return {**exported, "chunks": chunks, "fingerprint": self.engine.fingerprint}
+        self._check_open()
+        return export_session(self, self.log.resolve(ref))
 
     def import_session(self, data: Mapping[str, Any]) -> SessionInfo:
         """A session out of `export_session`'s values, its chunks too. Raises UsageError where they are none."""
-        for item in data.get("chunks", {}).values():
-            self.load_text(item["text"], name=item["name"])
-        return self._info(self._log.load(data))
+        self._check_open()
+        return self._info(import_session(self, data))
 
     # -- profiles -----------------------------------------------------------------------------------------------
 
     def save_profile(self, name: str, session: Session, sources: Sequence[str] | None = None) -> Profile:
         """The session's chunks (their files, where they came from files), system prompt and fidelity under a name."""
-        if sources is None:
-            sources = [self.library.status(chunk).source or chunk for chunk in session.manifest.active_chunk_ids]
-        profile = Profile(name, tuple(sources), session.system, {"fidelity": session.fidelity.value})
+        self._check_open()
+        profile = profile_of(self, name, session, sources)
         self._profiles.save(profile)
         return profile
 
     def use_profile(self, name: str, session: Session, slots: Mapping[str, str] | None = None) -> list[Chunk]:
         """Bring a profile's chunks, read afresh, its system prompt and settings into a session."""
-        profile = self._profiles.get(name).fill(slots)
-        chunks = []
-        for source in profile.sources:
-            paths = expand(source, Path.cwd())
-            if paths:
-                chunks += [session.load(path) for path in paths]
-            else:
-                session.activate(source)
-                status = self.library.status(self.resolve(source))
-                chunks.append(Chunk(status.id, status.name, status.num_tokens, 1, status.size_bytes, is_new=False))
-        if profile.system != session.system:
-            session.set_system(profile.system)
-        if "fidelity" in profile.settings:
-            session.set_fidelity(profile.settings["fidelity"])
-        return chunks
+        self._check_open()
+        return bring_in(self, self._profiles.get(name).fill(slots), session)
 
     def profiles(self) -> tuple[Profile, ...]:
+        self._check_open()
         return self._profiles.list()
 
     def delete_profile(self, name: str) -> None:
+        self._check_open()
         self._profiles.delete(name)
 
     # -- the whole ----------------------------------------------------------------------------------------------
@@ -356,7 +318,7 @@ class Loom:
             num_cells=self.engine.num_cells,
             used_cells=self.engine.used_cells(),
             train_context=self.engine.train_context,
-            fidelity=self._usable_fidelity(self.settings.fidelity),
+            fidelity=self.usable_fidelity(self.settings.fidelity),
             can_move_kv=capabilities.can_move_kv,
             can_rotate=capabilities.can_rotate,
             why_not=capabilities.why_not,
@@ -374,13 +336,18 @@ class Loom:
         with self._lock:
             if self._closed:
                 return
-            for session in list(self._sessions.values()):
+            self._closed = True  # nothing new begins
+        try:
+            for session in self.open_sessions():
                 session.close()
-            self._closed = True
-        self.store.close()
-        self._rotator.close()
-        self._database.close()
-        self.engine.close()
+        except SessionBusyError:
+            self._closed = False  # called from inside a reply's own step: nothing was closed
+            raise
+        with ExitStack() as last_things:
+            last_things.callback(self._close_engine)
+            last_things.callback(self._database.close)
+            last_things.callback(self._rotator.close)
+            last_things.callback(self.store.close)
 
     def __enter__(self) -> Loom:
         return self
@@ -398,14 +365,37 @@ class Loom:
 
     def _forget(self, session: Session) -> None:
         with self._lock:
-            self._sessions.pop(session.id, None)
+            if self._sessions.get(session.id) is session:
+                del self._sessions[session.id]
+        self._pin_entries()
 
-    def _head(self, system: str) -> Tokens:
-        return Tokens(self.builder.head(system).tokens)
+    def open_sessions(self) -> list[Session]:
+        """The sessions that are open in this process."""
+        with self._lock:
+            return list(self._sessions.values())
 
-    def _usable_fidelity(self, wanted: Fidelity) -> Fidelity:
-        """Exact where the model's KV cannot be moved to another position; the status says why."""
-        return wanted if self.engine.capabilities.can_rotate else Fidelity.EXACT
+    def usable_fidelity(self, wanted: Fidelity | str) -> Fidelity:
+        """Exact where the model's KV cannot be moved to another position; the status says why.
+
+        Raises UsageError for a mode that there is not.
+        """
+        try:
+            mode = Fidelity(wanted)
+        except ValueError as exc:
+            known = ", ".join(one.value for one in Fidelity)
+            raise UsageError(f"there is no fidelity {wanted!r}; choose one of {known}") from exc
+        capabilities = self.engine.capabilities
+        return mode if capabilities.can_rotate and capabilities.can_move_kv else Fidelity.EXACT
+
+    def _adopted(self, manifest: Manifest, records: Sequence[TurnRecord]) -> Manifest:
+        """A manifest of the log as it can go on here: this model's token ids, a mode it can do, this window."""
+        manifest = replace(self.prompts.adopted(manifest, records), window=self.window)
+        mode = self.usable_fidelity(manifest.fidelity)
+        return manifest if mode is manifest.fidelity else manifest.with_fidelity(mode)
+
+    def _close_engine(self) -> None:
+        with self.device.lock:
+            self.engine.close()
 
     def _resolve_among(self, ref: str, manifest: Manifest) -> ChunkId:
         """`resolve`, looking first at what a context holds: an erased or renamed chunk may still stand in it."""
@@ -421,88 +411,58 @@ class Loom:
     def _resolve_erased(self, ref: str) -> ChunkId:
         """`resolve`, erased chunks too."""
         try:
-            return self._catalog.resolve(ref)
+            return self.catalog.resolve(ref)
         except UnknownChunkError:
-            fits = [c for c in self._catalog.ls(erased=True) if ref in c.names or c.id.startswith(ref.lower())]
+            fits = [c for c in self.catalog.ls(erased=True) if ref in c.names or c.id.startswith(ref.lower())]
             if len(fits) != 1 or (len(ref) < 6 and ref not in fits[0].names):
                 raise
             return fits[0].id
 
-    def _chunk_parts(self, chunk: ChunkId, ref: str) -> tuple[str, tuple[Tokens, ...]]:
-        name = self.library.name_for(chunk, ref)
-        return name, self.library.parts(chunk, name)
-
-    def _reload_chunk(self, chunk: ChunkId) -> list[Reloaded]:
-        return self.library.reload([chunk])
-
-    def _stale_chunks(self, chunks: Sequence[ChunkId]) -> set[ChunkId]:
-        return self.library.stale(chunks)
-
     def _pin_entries(self) -> None:
         """Tell the RAM tier what every open session has pinned."""
-        pinned = {
-            self.composer.entry_id(slot.tokens, slot.lineage)
-            for session in self._sessions.values()
-            for slot in session.manifest.slots
-            if slot.pinned
-        }
-        for entry in pinned - self._pinned:
-            self.store.pin(entry)
-        for entry in self._pinned - pinned:
-            self.store.unpin(entry)
-        self._pinned = pinned
-
-    def _render(
-        self, manifest: Manifest, records: Sequence[TurnRecord], question: str
-    ) -> tuple[Manifest, tuple[int, ...]]:
-        """The question's tokens as the template wants them now, and the manifest with earlier turns as it wants them.
-
-        Templates rewrite earlier turns: reasoning is dropped, for one. What they leave alone keeps its KV.
-        """
-        messages = []
-        for slot, record in zip(manifest.turns, records, strict=True):
-            reply = slot.tokens.ids[record.num_prompt_tokens :]
-            messages += [
-                Message("user", record.user),
-                Message("assistant", record.answer, record.reasoning, reply),
-            ]
-        rendered = self.builder.render(manifest.system, (), [*messages, Message("user", question)])
-        pieces = [piece.tokens for piece in rendered.pieces[1:]]
-        turns = iter(manifest.turns)
-        now = {
-            slot.ref: (*pieces[2 * i], *pieces[2 * i + 1]) for i, slot in enumerate(turns) if 2 * i + 1 < len(pieces)
-        }
-        slots = tuple(
-            replace(slot, tokens=Tokens(now[slot.ref]))
-            if slot.kind is SlotKind.TURN and slot.tokens.ids != now[slot.ref]
-            else slot
-            for slot in manifest.slots
-        )
-        return (manifest if slots == manifest.slots else replace(manifest, slots=slots).settled()), pieces[-1]
+        with self._lock:
+            pinned = {
+                self.composer.entry_id(slot.tokens, slot.lineage)
+                for session in self._sessions.values()
+                for slot in session.manifest.slots
+                if slot.pinned
+            }
+            for entry in pinned - self._pinned:
+                self.store.pin(entry)
+            for entry in self._pinned - pinned:
+                self.store.unpin(entry)
+            self._pinned = pinned
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _opened(self, ref: str) -> Session | SessionId:
+        """The session of a name or id prefix, as an object where it is open here."""
+        self._check_open()
+        session = self.log.resolve(ref)
+        with self._lock:
+            return self._sessions.get(session, session)
+
     def _find(self, ref: str | None, name: str | None) -> SessionId | None:
         if ref is not None:
-            return self._log.resolve(ref)
-        known = {record.name: record.id for record in self._log.list()} if name else {}
+            return self.log.resolve(ref)
+        known = {record.name: record.id for record in self.log.list()} if name else {}
         return known.get(name or "")
 
     def _info(self, session: SessionId) -> SessionInfo:
-        record = self._log.get(session)
+        record = self.log.get(session)
         manifest = Manifest()
         if record.head:
-            manifest = Manifest.decode(self._log.manifest(record.head[0]).body, self._log.tokens)
+            manifest = Manifest.decode(self.log.manifest(record.head[0]).body, self.log.tokens)
         return SessionInfo(
             record.id, record.name, record.model, record.created_s, record.updated_s, len(manifest.turns),
-            len(manifest.chunk_ids), manifest.num_tokens, session in self._sessions or self._log.is_open(session),
+            len(manifest.chunk_ids), manifest.num_tokens, session in self._sessions or self.log.is_open(session),
         )  # fmt: skip
 
     def _places(self, chunk: ChunkId) -> Iterator[ChunkPlace]:
-        for record in self._log.list():
+        for record in self.log.list():
             if not record.head:
                 continue
-            manifest = Manifest.decode(self._log.manifest(record.head[0]).body, self._log.tokens)
+            manifest = Manifest.decode(self.log.manifest(record.head[0]).body, self.log.tokens)
             slots = [slot for slot in manifest.chunks if slot.ref == chunk]
             if slots:
                 first = slots[0]

@@ -5,11 +5,13 @@ Knows tokens and text deltas. What is placed before the reply, and what becomes 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 
 from kvloom.engine.base import Sampler, Vocabulary
-from kvloom.errors import CancelledError, UsageError
+from kvloom.errors import CancelledError, SessionBusyError, UsageError
 from kvloom.session.values import Delta, Reply
 from kvloom.text.reasoning import ReasoningSplitter, ReasoningTags, ReplyText
 from kvloom.text.stream import TextStream
@@ -30,16 +32,10 @@ class ReplyOptions:
     repeat_penalty: float | None = None
     keep_partial: bool = False
 
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
-            seed=self.seed,
-        )
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """What was asked for; `defaults` where nothing was."""
+        given = {item.name: getattr(self, item.name) for item in fields(SamplingParams)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     @staticmethod
     def make(stop: str | Sequence[str] | None, **values: object) -> ReplyOptions:
@@ -59,22 +55,37 @@ class ReplyOptions:
 
 
 class ReplyStream(Iterator[Delta]):
-    """The deltas of one reply. `reply` is there once it has ended; closing it early cancels the turn."""
+    """The deltas of one reply. `reply` is there once it has ended; closing it early cancels the turn.
+
+    May be read and closed by any thread; it holds the session's turn from the first `next()` to its end.
+    """
 
     def __init__(self, run: Generator[Delta, None, Reply]) -> None:
         self._run = run
         self._reply: Reply | None = None
+        self._lock = threading.RLock()
+        self._reader: int | None = None
+        self._is_at_work = False
+        self._is_cut_off = False
+
+    @property
+    def has_begun(self) -> bool:
+        return self._reader is not None
 
     def __iter__(self) -> ReplyStream:
         return self
 
     def __next__(self) -> Delta:
-        try:
-            return next(self._run)
-        except StopIteration as end:
-            if end.value is not None:
-                self._reply = end.value
-            raise StopIteration from None
+        with self._at_work():
+            if self._is_cut_off:
+                raise CancelledError("the reply was closed by another thread; the context is as before the turn")
+            self._reader = threading.get_ident()
+            try:
+                return next(self._run)
+            except StopIteration as end:
+                if end.value is not None:
+                    self._reply = end.value
+                raise StopIteration from None
 
     @property
     def reply(self) -> Reply:
@@ -84,8 +95,24 @@ class ReplyStream(Iterator[Delta]):
         return self._reply
 
     def close(self) -> None:
-        """Stop here. A reply that has not ended is taken back, the context is as before the turn."""
-        self._run.close()
+        """Stop here. A reply that has not ended is taken back, the context is as before the turn.
+
+        From another thread: waits for the running step. Raises SessionBusyError from inside a step (a callback).
+        """
+        with self._at_work():
+            self._run.close()
+            self._is_cut_off = self._reply is None and self._reader not in (None, threading.get_ident())
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_at_work:
+                raise SessionBusyError("the reply is at work in this thread; call cancel() from a callback instead")
+            self._is_at_work = True
+            try:
+                yield
+            finally:
+                self._is_at_work = False
 
     def __enter__(self) -> ReplyStream:
         return self
@@ -133,7 +160,7 @@ class Loop:
         out = Sampled([], 0, "", "", "length")
         while len(out.tokens) < self.max_tokens:
             if self.is_cancelled():
-                if not self.options.keep_partial:
+                if not self.options.keep_partial or not out.tokens:
                     raise CancelledError("the reply was cancelled; the context is as before the turn")
                 out.finish_reason = "cancelled"
                 break

@@ -53,7 +53,7 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
         "kv_type": kv_type,
         "fidelity": fidelity.value if isinstance(fidelity, Fidelity) else fidelity,
     }
-    chosen = _settings(settings, given)
+    chosen = _settings(settings, given, home)
     where = paths(home)
     create_home(where)
 
@@ -120,11 +120,11 @@ def num_cells(window: int) -> int:
     return (wanted + CELL_STEP - 1) // CELL_STEP * CELL_STEP
 
 
-def _settings(settings: Settings | None, given: Mapping[str, Any]) -> Settings:
+def _settings(settings: Settings | None, given: Mapping[str, Any], home: str | Path | None) -> Settings:
     if settings is None:
-        return load_settings(given)
+        return load_settings(given, home=home)
     changed = {name: value for name, value in given.items() if value is not None}
-    return load_settings({**settings.model_dump(exclude_unset=True), **changed}) if changed else settings
+    return load_settings({**settings.model_dump(exclude_unset=True), **changed}, home=home) if changed else settings
 
 
 def _fingerprint(path: Path, settings: Settings, where: Paths, on_bytes: Any) -> ModelFingerprint:

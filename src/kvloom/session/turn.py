@@ -22,7 +22,7 @@ from kvloom.session.composer import Composed
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import Loop, ReplyOptions, Sampled
 from kvloom.session.values import Delta, Progress, ProgressCallback, Warmed
-from kvloom.types import F32Array, Fidelity, SequenceId, SessionId, Usage
+from kvloom.types import F32Array, Fidelity, SessionId, Usage
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
@@ -70,7 +70,7 @@ class TurnRunner:
         with device.lock:
             holding = device.holding(self._owner)
             composed = self.compose(self._with_room(question, max_tokens), progress)
-            holding.is_busy = True
+            holding.is_busy = True  # nobody takes it away while the lock is free between two steps
         start = composed.manifest.span
         first: list[float] = []
         try:
@@ -79,14 +79,12 @@ class TurnRunner:
                 if composed.manifest.fidelity is Fidelity.BLEND:
                     recomputed = composer.blend(holding, composed, question.text, self._loom.settings.blend_budget)
                 logits = composer.weaver.extend(holding, question.tokens, start, self._cancel.is_set)
-            sampled = yield from self._sample(
-                holding.sequence, logits, start + len(question.tokens), max_tokens, options, first
-            )
+            sampled = yield from self._sample(holding, logits, start + len(question.tokens), max_tokens, options, first)
             with device.lock:
                 self._finish(holding, composed, question, sampled, commit)
         except BaseException:
             with device.lock:
-                composer.weaver.drop_tail(holding, start)
+                device.cut(holding, start)
             raise
         finally:
             holding.is_busy = False
@@ -101,6 +99,8 @@ class TurnRunner:
                 progress(Progress("prefill", done, total))
 
         holding = self._loom.device.holding(self._owner)
+        # Before anything is stored: a purge must find whatever holds a chunk's tokens.
+        self._loom.library.record(manifest)
         composed = self._loom.composer.compose(holding, manifest, on_step, self._cancel.is_set)
         self._loom.rates.note(composed.weave)
         return composed
@@ -118,10 +118,13 @@ class TurnRunner:
         device, composer = self._loom.device, self._loom.composer
         with device.lock:
             holding = device.holding(self._owner)
-            composed = composer.compose(holding, self._with_room(question, 1))
-            scratch = device.holding("")
+            self._cancel.clear()
+            composed = self.compose(self._with_room(question, 1), None)
+            span = composed.manifest.span
+            scratch = holding
             try:
-                span = composed.manifest.span
+                holding.is_busy = True
+                scratch = device.holding("")
                 composer.engine.copy(holding.sequence, scratch.sequence, 0, span)
                 scratch.residents.update(holding.residents)
                 if composed.manifest.fidelity is Fidelity.BLEND:
@@ -129,7 +132,9 @@ class TurnRunner:
                 logits = composer.weaver.extend(scratch, question.tokens, span, lambda: False)
                 return np.array(logits, dtype=np.float32)
             finally:
-                device.release(scratch)
+                holding.is_busy = False
+                if scratch is not holding:
+                    device.release(scratch)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -143,23 +148,26 @@ class TurnRunner:
 
     def _sample(
         self,
-        sequence: SequenceId,
+        holding: Holding,
         logits: F32Array,
         position: int,
         max_tokens: int,
         options: ReplyOptions,
         first: list[float],
     ) -> Generator[Delta, None, Sampled]:
-        engine, lock = self._loom.engine, self._loom.device.lock
+        engine, device = self._loom.engine, self._loom.device
+        sampling = options.sampling(self._loom.settings.sampling.params())
 
         def step(token: int, at: int) -> F32Array:
-            with lock:
-                found = engine.decode([Run(sequence, (token,), at, Logits.LAST)])[0]
+            with device.lock:
+                if not device.num_free_cells():  # other sessions have grown meanwhile
+                    device.make_room(1, [holding], num_spare=0)
+                found = engine.decode([Run(holding.sequence, (token,), at, Logits.LAST)])[0]
             if found is None:
                 raise EngineStateError("the engine gave no logits for a token that was decoded")
             return found
 
-        sampler = engine.sampler(options.sampling)
+        sampler = engine.sampler(sampling)
         try:
             loop = Loop(
                 engine.vocabulary, sampler, step, self._loom.builder.reasoning_tags, position, max_tokens, options,
@@ -172,22 +180,19 @@ class TurnRunner:
     def _finish(
         self, holding: Holding, composed: Composed, question: Question, sampled: Sampled, commit: Commit
     ) -> None:
-        """Bring the last tokens into the cache, make the turn part of the session, store its rows."""
-        engine, start = self._loom.engine, composed.manifest.span
+        """Bring the last tokens into the cache, store the turn's rows, make it part of the session: the last step."""
+        composer, start = self._loom.composer, composed.manifest.span
         decoded = start + len(question.tokens) + sampled.num_decoded
-        engine.remove(holding.sequence, decoded)
-        rest = sampled.tokens[sampled.num_decoded :]
-        if rest:
-            self._loom.device.make_room(len(rest), [holding])
-            engine.decode([Run(holding.sequence, rest, decoded)])
+        is_held = composer.weaver.end_at(holding, decoded, sampled.tokens[sampled.num_decoded :])
         record = TurnRecord(
             uuid.uuid4().hex, question.text, sampled.answer, sampled.reasoning, sampled.finish_reason,
             len(question.tokens), time.time(),
         )  # fmt: skip
-        manifest = composed.manifest.with_turn(Tokens((*question.tokens, *sampled.tokens)), record.id, start)
+        tokens = Tokens((*question.tokens, *sampled.tokens))
+        manifest = composed.manifest.with_turn(tokens, record.id, start, composer.variant(holding))
+        if is_held:
+            composer.weaver.store_rows(holding, [composer.wanted_slot(manifest.slots[-1])])
         commit(manifest, record)
-        self._loom.composer.weaver.store_rows(holding, [self._loom.composer.wanted_slot(manifest.slots[-1])])
-        self._loom.library.record(manifest)
 
 
 def _usage(

@@ -236,6 +236,7 @@ def test_a_full_disk_is_reported_by_flush_and_the_entry_stays_in_ram(tmp_path: P
     store = TieredStore([ram, DiskTier(tmp_path, 100)])
     entry = entry_of(1)
     store.put(entry)
+    assert list(store.verify()) == []
     with pytest.raises(StoreFullError):
         store.flush()
     store.flush()  # reported once

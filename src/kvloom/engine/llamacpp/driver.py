@@ -19,6 +19,7 @@ from kvloom.engine.llamacpp import batch, state
 from kvloom.engine.llamacpp.casting import GgmlRowCaster
 from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSettings, NativeModel
 from kvloom.engine.llamacpp.log import recent_errors
+from kvloom.engine.llamacpp.probe import safe_settings
 from kvloom.engine.llamacpp.sampling import LlamaCppSampler, SamplingDefaults
 from kvloom.engine.llamacpp.selftest import examine, is_recurrent, read_state
 from kvloom.engine.llamacpp.vocab import LlamaCppVocabulary
@@ -40,8 +41,6 @@ __all__ = ["LlamaCppEngine"]
 
 PREFILL_QUANTUM = 64
 """Rows from which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q), f16 K and V only."""
-PAD_FROM_ROWS = 8
-"""Fewer rows are cheaper left alone than padded to the quantum."""
 NO_SLOT = 1
 """llama_decode's answer when it found no cells; the cache is as before."""
 
@@ -53,6 +52,7 @@ class LlamaCppEngine(Engine):
         self.fingerprint = fingerprint
         self.row_caster = GgmlRowCaster.load()
         """ggml's casts for whoever rotates rows, None where the library hides them."""
+        settings = safe_settings(settings)
         self._native = NativeModel(settings)
         try:
             self._prepare(settings)
@@ -72,7 +72,12 @@ class LlamaCppEngine(Engine):
         self._state_buffer: U8Array = np.empty(0, np.uint8)
         has_tiles = settings.num_gpu_layers == 0 and {settings.kv_type_k, settings.kv_type_v} == {KVType.F16}
         quantum = PREFILL_QUANTUM if has_tiles else 1
-        self._limits = batch.BatchLimits(native.max_rows, MAX_OUTPUT_ROWS, quantum, PAD_FROM_ROWS)
+        balance = batch.balance_tokens(
+            llama_cpp.llama_model_n_params(native.model),
+            llama_cpp.llama_model_n_embd(native.model),
+            llama_cpp.llama_model_n_layer(native.model),
+        )
+        self._limits = batch.BatchLimits(native.max_rows, MAX_OUTPUT_ROWS, quantum, balance)
         self._is_recurrent = is_recurrent(native)
         found = examine(native, self._pad_sequence, self.fingerprint)
         self.layout: KVLayout = found.layout
@@ -101,22 +106,31 @@ class LlamaCppEngine(Engine):
                     logits = self._logits(1)
                     results[0] = (logits if runs[0].logits is Logits.ALL else logits[0]).copy()
             else:
+                num_tokens = sum(len(run.tokens) for run in runs)
                 for pieces in batch.cut(runs, self._limits):
-                    self._decode_pieces(runs, pieces, results)
-        except BaseException:
+                    num_rows = sum(piece.stop - piece.start for piece in pieces)
+                    num_padding = self._padding(runs, num_rows, is_part=num_rows < num_tokens)
+                    self._decode_pieces(runs, pieces, num_padding, results)
+            for run in runs:
+                self._books.append(run.sequence, run.start, len(run.tokens))
+        except BaseException:  # KeyboardInterrupt comes between native batches
             self._take_back(runs)
             raise
-        for run in runs:
-            self._books.append(run.sequence, run.start, len(run.tokens))
         return results
 
+    def _padding(self, runs: Sequence[Run], num_rows: int, *, is_part: bool) -> int:
+        """Dummy rows for a batch, as far as there are cells for them.
+
+        It depends on what the runs attend to, not on what else is in the cache: the same context gives the same bits.
+        """
+        attended = max(self._books.num_tokens(run.sequence) for run in runs)
+        wanted = self._limits.padding(num_rows, attended, is_part=is_part)
+        num_free = self._books.num_free_cells - sum(len(run.tokens) for run in runs)
+        return wanted if wanted <= num_free else 0
+
     def _decode_pieces(
-        self, runs: Sequence[Run], pieces: Sequence[batch.Piece], results: list[F32Array | None]
+        self, runs: Sequence[Run], pieces: Sequence[batch.Piece], num_padding: int, results: list[F32Array | None]
     ) -> None:
-        num_rows = sum(piece.stop - piece.start for piece in pieces)
-        num_padding = batch.padding(num_rows, self._limits)
-        if num_padding > self._books.num_free_cells - sum(len(run.tokens) for run in runs):
-            num_padding = 0
         self._decode_native(self._batch.put(runs, pieces, num_padding, self._pad_sequence))
         if num_padding:
             llama_cpp.llama_memory_seq_rm(self._native.memory, self._pad_sequence, -1, -1)
@@ -172,6 +186,7 @@ class LlamaCppEngine(Engine):
             seen.add(run.sequence)
             count = len(run.tokens)
             self._books.check_append(run.sequence, run.start, count)
+            self._check_books(run.sequence)
             low, high = (run.tokens[0], run.tokens[0]) if count == 1 else (min(run.tokens), max(run.tokens))
             if low < 0 or high >= self.vocabulary.size:
                 raise EngineStateError(
@@ -184,11 +199,19 @@ class LlamaCppEngine(Engine):
             num_tokens += count
         self._books.check_room(num_tokens)
 
+    def _check_books(self, sequence: int) -> None:
+        """An interrupt between a native call and its entry in the books must not become a wrong context."""
+        native_last: int = llama_cpp.llama_memory_seq_pos_max(self._native.memory, sequence)
+        last = self._books.last_position(sequence)
+        if native_last != (-1 if last is None else last):
+            raise EngineStateError(
+                f"sequence {sequence} ends at {native_last} in the cache and at {last} in the books: remove it"
+            )
+
     def _take_back(self, runs: Sequence[Run]) -> None:
-        """Remove whatever of the runs is in the cache; the books never heard of them."""
-        if not self._native.is_open:
-            return
+        """Remove whatever of the runs is in the cache and in the books."""
         for run in runs:
+            self._books.remove(run.sequence, run.start, None)
             if not llama_cpp.llama_memory_seq_rm(self._native.memory, run.sequence, run.start, -1):
                 # Recurrent state cannot be cut: the sequence is lost, and says so by being empty.
                 llama_cpp.llama_memory_seq_rm(self._native.memory, run.sequence, -1, -1)

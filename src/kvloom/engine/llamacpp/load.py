@@ -65,8 +65,9 @@ class LoadSettings:
 
     `num_cells`: tokens that all sequences together may hold (rounded up to 256). `num_gpu_layers`: 0 keeps all on the
     CPU, a negative number gives all to the GPU. `num_threads` 0 takes the CPU's cores. `extra_buffers`: let ggml repack
-    the weights for this CPU (AMX among them, which crashes inside some virtual machines: see `probe`).
-    `cache_dir`: where answers of the probe and the self-tests are remembered; None asks again at every load.
+    the weights for this CPU, where a trial shows that it does not crash (AMX does inside some virtual machines: see
+    `probe`). `cache_dir`: where the answers of that trial and of the self-test are remembered; None skips the trial
+    and tests at every load.
     """
 
     path: Path
@@ -81,11 +82,11 @@ class LoadSettings:
     cache_dir: Path | None = None
 
     def threads(self) -> int:
-        return self.num_threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0] * _cpus())
-
-
-def _cpus() -> int:
-    return os.cpu_count() or 1
+        """Threads to compute with; by default one per core that this process may use."""
+        if self.num_threads:
+            return self.num_threads
+        usable = getattr(os, "sched_getaffinity", None)
+        return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 class Metadata:

@@ -15,6 +15,7 @@ import llama_cpp
 __all__ = ["install_log", "recent_errors"]
 
 _logger = logging.getLogger("kvloom.engine.llamacpp.native")
+_logger.addHandler(logging.NullHandler())  # where nobody set up logging, Python would write warnings to the terminal
 
 # ggml's levels: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before. llama.cpp's "info" is a page per
 # load and its warnings are habitual, so both go one step down.

@@ -125,6 +125,6 @@ def _or(value: _Number | None, otherwise: _Number) -> _Number:
 def _check_struct() -> None:
     if ctypes.sizeof(llama_cpp.llama_token_data) != _TOKEN_DATA.itemsize:
         raise EngineStateError(
-            f"llama_token_data takes {ctypes.sizeof(llama_cpp.llama_token_data)} bytes, {_TOKEN_DATA.itemsize} expected:"
-            " this build of llama.cpp is not supported"
+            f"llama_token_data takes {ctypes.sizeof(llama_cpp.llama_token_data)} bytes instead of "
+            f"{_TOKEN_DATA.itemsize}: this build of llama.cpp is not supported"
         )

@@ -23,6 +23,7 @@ _GUARDS = (b"\n", b"\t", b"~")
 """Tried in turn: a guard that melts into the text's first token cannot be dropped."""
 _BLOCK_BYTES = 1 << 18
 """Longer texts are tokenized in blocks: a native tokenizer may need stack or time beyond linear."""
+_LONE_LINE_END = re.compile(rb"(?<=\S)\n(?=\S)")
 _SPECIAL_IN_TEMPLATE = re.compile(r"<[^<>\s'\"]{1,48}>|\[/?[A-Z_]{1,32}\]")
 
 
@@ -142,8 +143,8 @@ class LlamaCppVocabulary(Vocabulary):
 def _blocks(text: bytes) -> list[bytes]:
     """The text cut into blocks of at most `_BLOCK_BYTES`, behind a line end where there is one, never in a character.
 
-    The cuts depend on the bytes alone, so equal texts give equal ids. A cut between a line end and a following
-    letter is where every known pre-tokenizer cuts anyway.
+    The cuts depend on the bytes alone, so equal texts give equal ids. A line end between two other characters is a
+    pre-token of its own to every BPE known, so that a cut behind it leaves the ids as they are.
     """
     blocks: list[bytes] = []
     start = 0
@@ -156,10 +157,14 @@ def _blocks(text: bytes) -> list[bytes]:
 
 
 def _cut(text: bytes, start: int, limit: int) -> int:
-    line_end = limit
-    while (line_end := text.rfind(b"\n", start, line_end)) > start:
-        if not text[line_end + 1 : line_end + 2].isspace():
-            return line_end + 1
+    lone = -1
+    for match in _LONE_LINE_END.finditer(text, start, limit):
+        lone = match.end()
+    if lone > start:
+        return lone
+    line_end = text.rfind(b"\n", start, limit)
+    if line_end > start:
+        return line_end + 1
     while limit > start + 1 and text[limit] & 0xC0 == 0x80:
         limit -= 1
     return limit

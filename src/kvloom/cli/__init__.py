@@ -1,0 +1,1 @@
+"""The terminal edge: commands, chat and views. Knows the session façade and nothing below it."""

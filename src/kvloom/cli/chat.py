@@ -1,0 +1,115 @@
+"""A chat: runs questions and slash commands on an open session. Knows no key, no prompt line, no command's inside."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from kvloom.cli.line import Line, Question, read_script
+from kvloom.cli.registry import Arguments, Result, find_command
+from kvloom.cli.screen import Screen
+from kvloom.errors import CancelledError, KvloomError
+
+if TYPE_CHECKING:
+    from kvloom.cli.options import Options
+    from kvloom.session.loom import Loom
+    from kvloom.session.reply import ReplyStream
+    from kvloom.session.session import Session
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells count it."""
+
+
+class Chat:
+    """The loom, the session that is talked to, and where it is shown. Commands may replace loom and session."""
+
+    def __init__(self, options: Options, loom: Loom, session: Session, screen: Screen) -> None:
+        self.options = options
+        self.loom = loom
+        self.session = session
+        self.screen = screen
+        self.is_done = False
+
+    def run(self, line: Line) -> Result:
+        """Carries a line out. Raises KvloomError where that fails; the context is then as it was."""
+        if isinstance(line, Question):
+            return self.ask(line.text)
+        command = find_command(line.name)
+        return command.run(self, Arguments(line.words, line.rest, command.usage))
+
+    def ask(self, text: str) -> Result:
+        """Asks the model and shows the reply as it comes."""
+        with self.screen.progress() as progress:
+            return self.show_reply(self.session.stream(text, progress=progress), progress.clear)
+
+    def show_reply(self, stream: ReplyStream, on_first: Callable[[], None] | None = None) -> Result:
+        """Shows a reply to its end. Ctrl-C cancels it: what came is shown, the context is as before."""
+        reply = None
+        try:
+            with cancel_on_interrupt(self.session), stream:
+                for delta in stream:
+                    if on_first is not None:
+                        on_first()
+                    self.screen.delta(delta)
+            reply = stream.reply
+        finally:
+            self.screen.reply_ended(reply)
+        return Result(reply)
+
+    def warm(self) -> None:
+        """Computes and places what the context wants now, with a progress bar."""
+        with self.screen.progress() as progress, cancel_on_interrupt(self.session):
+            self.session.warm(progress)
+
+    def close(self) -> None:
+        self.session.close()
+        self.loom.close()
+
+    def replace_session(self, session: Session) -> None:
+        """Talks to another session of the same loom."""
+        self.session.close()
+        self.session = session
+
+
+@contextmanager
+def cancel_on_interrupt(session: Session) -> Iterator[None]:
+    """While inside, the first Ctrl-C cancels the session's work; a second one interrupts the program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def cancel(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        session.cancel()
+
+    signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def run_script(chat: Chat, lines: Iterator[str]) -> int:
+    """Runs a script line by line. The exit code: 0, or 1 at the first line that fails, 130 where it was interrupted."""
+    for unit in read_script(lines):
+        chat.screen.echo(unit.shown)
+        try:
+            result = chat.run(unit.parse())
+        except CancelledError as exc:
+            chat.screen.failed(unit.shown, exc)
+            return EXIT_INTERRUPTED
+        except KvloomError as exc:
+            chat.screen.failed(unit.shown, exc)
+            return EXIT_FAILED
+        chat.screen.result(unit.shown, result)
+        if result.failures:
+            return EXIT_FAILED
+        if chat.is_done:
+            break
+    return 0

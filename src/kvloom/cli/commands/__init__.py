@@ -1,0 +1,1 @@
+"""The commands of the `kvloom` program, a module for each group. They know the façade, not each other."""

@@ -1,0 +1,82 @@
+"""`kvloom sessions …`: stored conversations. Knows the façade only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvloom.cli import amounts
+from kvloom.cli.options import LOOM, Options, takes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from kvloom.session.values import SessionInfo, Turn
+
+app = typer.Typer(help="List, show and delete stored sessions.", no_args_is_help=True, rich_markup_mode=None)
+
+RefArgument = Annotated[str, typer.Argument(metavar="ID", help="A session's name, its id, or 6 or more digits of it.")]
+
+
+@app.command("list")
+@takes(LOOM)
+def list_(options: Options) -> None:
+    """List the sessions of the home."""
+    from kvloom.cli.panels import sessions_table
+
+    output = options.output
+    with output.progress() as progress, options.open_loom(progress) as loom:
+        found = loom.sessions()
+    output.emit({"sessions": found}, lambda: sessions_table(found))
+
+
+@app.command("show")
+@takes(LOOM)
+def show(options: Options, ref: RefArgument) -> None:
+    """Show a session's turns and its context."""
+    from kvloom.cli.context_view import context_rows, context_view
+    from kvloom.cli.resume import find_session, resume
+
+    output = options.output
+    with output.progress() as progress, options.open_loom(progress) as loom:
+        info = find_session(loom, ref)
+        with resume(loom, info.id) as session:
+            turns, usage, status = session.history(), session.usage(), loom.status()
+            system = session.system
+    data = {
+        "session": info, "system": system, "turns": turns, "usage": usage, "rows": context_rows(usage.segments),
+    }  # fmt: skip
+
+    def view() -> RenderableType:
+        from rich.console import Group
+
+        return Group(context_view(usage, status, info.name or info.id), turns_text(info, turns))
+
+    output.emit(data, view)
+
+
+def turns_text(info: SessionInfo, turns: list[Turn]) -> str:
+    """The conversation as text."""
+    if not turns:
+        return f"\nsession {info.name or info.id} has no turns yet"
+    shown = [f"\n[{turn.number}] > {turn.user}\n{turn.answer}" for turn in turns]
+    return amounts.printable("\n".join(shown))
+
+
+@app.command("delete")
+@takes(LOOM)
+def delete(
+    options: Options,
+    refs: Annotated[list[str], typer.Argument(metavar="ID", help="Sessions, by name or id.")],
+) -> None:
+    """Delete sessions; the chunks they used stay."""
+    from kvloom.cli.resume import find_session
+
+    output = options.output
+    with output.progress() as progress, options.open_loom(progress) as loom:
+        found = [find_session(loom, ref) for ref in refs]
+        for info in found:
+            loom.delete_session(info.id)
+    names = ", ".join(info.name or info.id for info in found)
+    output.emit({"deleted": [info.id for info in found]}, f"deleted: {amounts.printable(names)}")

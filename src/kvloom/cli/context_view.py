@@ -1,0 +1,254 @@
+"""The context view: a map of the window, a row for each segment, what needs attention. Reads values, nothing else.
+
+A view costs no context and computes nothing: every number in it was read off `session.usage()` and `loom.status()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvloom.cli import amounts
+from kvloom.cli.panels import TIER_STYLES, tier_text
+from kvloom.session.values import ContextUsage, LoomStatus, Segment
+from kvloom.types import TierName
+
+MAP_CELLS = 64
+"""Characters of the bar map: fits 80 columns with its frame."""
+
+FREE, RESERVE = "·", "-"
+
+KIND_STYLES = {"head": "magenta", "chunk": "cyan", "turn": "green"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the context view: one segment, or all parts of a split chunk together.
+
+    `mark` stands for the row in the map. `restore_s` is None where nothing was measured yet.
+    """
+
+    mark: str
+    kind: str
+    name: str
+    ref: str
+    num_tokens: int
+    start: int
+    stop: int
+    num_parts: int
+    is_active: bool
+    is_pinned: bool
+    is_stale: bool
+    tier: TierName
+    kv_bytes: int
+    restore_s: float | None
+    traces: tuple[str, ...]
+
+
+_COLDNESS = (TierName.DEVICE, TierName.RAM, TierName.DISK, TierName.REMOTE, TierName.NONE)
+
+
+def context_rows(segments: Sequence[Segment]) -> list[Row]:
+    """Rows in the order of the prompt. Parts of a chunk that follow each other are one row, as cold as the coldest."""
+    groups: list[list[Segment]] = []
+    for segment in segments:
+        last = groups[-1][-1] if groups else None
+        if last is not None and segment.kind == last.kind == "chunk" and segment.ref == last.ref:
+            groups[-1].append(segment)
+        else:
+            groups.append([segment])
+    marks = _marks(groups)
+    rows = [_row(mark, parts) for mark, parts in zip(marks, groups, strict=True)]
+    turns = count(1)
+    return [replace(row, name=f"turn {next(turns)}") if row.kind == "turn" else row for row in rows]
+
+
+def _marks(groups: Iterable[Sequence[Segment]]) -> list[str]:
+    """H for the head, letters from a for chunks, digits from 1 for turns; # when they run out."""
+    chunks = iter("abcdefghijklmnopqrstuvwxyz")
+    turns = iter("123456789")
+    marks = []
+    for group in groups:
+        kind = group[0].kind
+        marks.append("H" if kind == "head" else next(chunks, "#") if kind == "chunk" else next(turns, "+"))
+    return marks
+
+
+def _row(mark: str, parts: Sequence[Segment]) -> Row:
+    first = parts[0]
+    costs = [part.restore_s for part in parts]
+    return Row(
+        mark=mark,
+        kind=first.kind,
+        name=first.name,
+        ref=first.ref,
+        num_tokens=sum(part.num_tokens for part in parts),
+        start=first.start,
+        stop=parts[-1].stop,
+        num_parts=len(parts),
+        is_active=any(part.is_active for part in parts),
+        is_pinned=any(part.is_pinned for part in parts),
+        is_stale=any(part.is_stale for part in parts),
+        tier=max((part.tier for part in parts), key=_COLDNESS.index),
+        kv_bytes=sum(part.kv_bytes for part in parts),
+        restore_s=None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs),
+        traces=tuple(dict.fromkeys(str(trace) for part in parts for trace in part.traces)),
+    )
+
+
+def context_view(usage: ContextUsage, status: LoomStatus, session_name: str) -> RenderableType:
+    """The status box: header, map, one row per segment, free and reserve apart, and what needs attention."""
+    rows = context_rows(usage.segments)
+    shown: list[RenderableType] = [_header(usage, status, session_name), _map(usage, rows), _rows_table(usage, rows)]
+    shown += [Text(f"! {line}", style="yellow") for line in attention(usage)]
+    return Group(*shown)
+
+
+def _header(usage: ContextUsage, status: LoomStatus, session_name: str) -> Table:
+    header = Table.grid(padding=(0, 2))
+    header.add_column(style="dim")
+    header.add_column()
+    header.add_row("Model", Text(amounts.printable(f"{status.model} · {status.engine} · KV {status.kv_type}")))
+    header.add_row("Session", Text(amounts.printable(f"{session_name} · {usage.fidelity.value}")))
+    used = f"{amounts.tokens(usage.used)} / {amounts.tokens(usage.capacity)} tokens"
+    header.add_row(
+        "Context",
+        f"{used} ({amounts.share(usage.used, usage.capacity)}) · free {amounts.tokens(usage.free)}, "
+        f"of it reserve {amounts.tokens(min(usage.reserve, usage.free))}"
+        + (f" · holes {amounts.tokens(usage.num_hole_tokens)}" if usage.num_hole_tokens else ""),
+    )
+    header.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)} used")
+    header.add_row("KV", " · ".join(f"{tier.tier.value} {amounts.size(tier.used_bytes)}" for tier in status.tiers))
+    return header
+
+
+def _map(usage: ContextUsage, rows: Sequence[Row]) -> Text:
+    """One line in proportion to the window: what is used in the order of the prompt, holes, free, reserve."""
+    active = [row for row in rows if row.is_active]
+    lengths = [(row.mark, KIND_STYLES.get(row.kind, ""), row.num_tokens) for row in active]
+    reserve = min(usage.reserve, usage.free)
+    lengths += [(FREE, "dim", usage.free - reserve), (RESERVE, "dim", reserve)]
+    bar = Text("[")
+    for (mark, style, _), cells in zip(lengths, _apportion([n for _, _, n in lengths], MAP_CELLS), strict=True):
+        bar.append(mark * cells, style=style)
+    bar.append("]")
+    bar.append(f"  {FREE} free  {RESERVE} reserve", style="dim")
+    return bar
+
+
+def _apportion(parts: Sequence[int], cells: int) -> list[int]:
+    """`cells` shared in proportion to `parts`; a part that is not 0 gets one cell at least while there are enough."""
+    total = sum(parts)
+    if total <= 0:
+        return [0 for _ in parts]
+    least = 1 if sum(1 for part in parts if part) <= cells else 0
+    shares = [max(least, part * cells // total) if part else 0 for part in parts]
+    while sum(shares) != cells:
+        step = 1 if sum(shares) < cells else -1
+        floor = least if step < 0 else -1
+        open_ = [i for i, part in enumerate(parts) if part and shares[i] > floor]
+        # The part whose share is furthest from what is due to it moves.
+        best = max(open_, key=lambda i: step * (parts[i] * cells / total - shares[i]))
+        shares[best] += step
+    return shares
+
+
+def _rows_table(usage: ContextUsage, rows: Sequence[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title, justify in (("", "left"), ("segment", "left"), ("id", "left"), ("tokens", "right")):
+        table.add_column(title, justify="right" if justify == "right" else "left")
+    table.add_column("positions", justify="right")
+    table.add_column("state")
+    table.add_column("KV", justify="right")
+    table.add_column("restore", justify="right")
+    table.add_column("flags")
+    for row in rows:
+        style = "" if row.is_active else "dim"
+        table.add_row(
+            Text(row.mark, style=KIND_STYLES.get(row.kind, "")),
+            Text(amounts.printable(row.name or row.kind)),
+            amounts.short_id(row.ref) if row.kind == "chunk" else "",
+            amounts.tokens(row.num_tokens),
+            amounts.positions(row.start, row.stop) if row.is_active else "–",
+            Text(tier_text(row.tier), style=TIER_STYLES[row.tier]),
+            amounts.size(row.kv_bytes) if row.tier is not TierName.NONE else "–",
+            "–" if row.tier is TierName.DEVICE else "?" if row.restore_s is None else amounts.seconds(row.restore_s),
+            flags(row),
+            style=style,
+        )
+    table.add_section()
+    table.add_row("", "used", "", amounts.tokens(usage.used), "", "", "", "", "")
+    reserve = min(usage.reserve, usage.free)
+    table.add_row(FREE, "free", "", amounts.tokens(usage.free - reserve), "", "", "", "", "", style="dim")
+    table.add_row(RESERVE, "reserve for the reply", "", amounts.tokens(reserve), "", "", "", "", "", style="dim")
+    return table
+
+
+def flags(row: Row) -> str:
+    words = ["on" if row.is_active else "off"] if row.kind == "chunk" else []
+    words += ["pinned"] if row.is_pinned else []
+    words += ["stale"] if row.is_stale else []
+    words += ["trace"] if row.traces else []
+    words += [f"{row.num_parts} parts"] if row.num_parts > 1 else []
+    return " ".join(words)
+
+
+def attention(usage: ContextUsage) -> list[str]:
+    """What a person should know about this context, with the command that helps."""
+    lines = []
+    stale = [segment.name for segment in usage.segments if segment.is_stale]
+    if stale:
+        lines.append(f"changed on disk since it was loaded: {', '.join(dict.fromkeys(stale))}; /reload takes it in")
+    lines += trace_notes(usage)
+    return lines
+
+
+def trace_notes(usage: ContextUsage) -> list[str]:
+    """One line where turns carry the trace of chunks that are off now."""
+    names = chunk_names(usage.segments)
+    turns = [row.name or row.ref for row in context_rows(usage.segments) if row.kind == "turn" and row.traces]
+    if not turns:
+        return []
+    traces = dict.fromkeys(trace for segment in usage.segments for trace in segment.traces)
+    chunks = ", ".join(names.get(str(trace), amounts.short_id(trace)) for trace in traces)
+    subject, verb = ("1 turn was", "carries") if len(turns) == 1 else (f"{len(turns)} turns were", "carry")
+    clears = "clears it" if len(turns) == 1 else "clears them"
+    return [f"{subject} made while {chunks} was on and still {verb} its trace; /recompute {clears}"]
+
+
+def chunk_names(segments: Iterable[Segment]) -> Mapping[str, str]:
+    return {segment.ref: segment.name for segment in segments if segment.kind == "chunk"}
+
+
+def stats_view(usage: ContextUsage, status: LoomStatus) -> RenderableType:
+    """Numbers beside the map: the engine, the cells, every tier with its budget, and what was refused."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    grid.add_row("Model", Text(amounts.printable(f"{status.model} ({status.model_path})")))
+    grid.add_row("Fingerprint", amounts.short_id(status.fingerprint))
+    grid.add_row(
+        "Window", f"{amounts.tokens(status.window)} tokens; trained for {amounts.tokens(status.train_context)}"
+    )
+    grid.add_row(
+        "Used",
+        f"{amounts.tokens(usage.used)} tokens ({amounts.share(usage.used, usage.capacity)}), "
+        f"free {amounts.tokens(usage.free)}, holes {amounts.tokens(usage.num_hole_tokens)}",
+    )
+    grid.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)}")
+    for tier in status.tiers:
+        limit = f" of {amounts.size(tier.budget_bytes)}" if tier.budget_bytes is not None else ""
+        entries = f"{amounts.tokens(tier.num_entries)} entries, {amounts.size(tier.used_bytes)}{limit}"
+        grid.add_row(f"Tier {tier.tier.value}", entries)
+    moves = "yes" if status.can_rotate else f"no: {status.why_not}" if status.why_not else "no"
+    grid.add_row("KV can move", Text(moves))
+    faults = ", ".join(f"{reason} {count}" for reason, count in sorted(status.faults.items())) or "none"
+    grid.add_row("Refused entries", faults)
+    grid.add_row("Home", Text(amounts.printable(status.home)))
+    return grid

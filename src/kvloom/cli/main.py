@@ -1,0 +1,118 @@
+"""The `kvloom` program: assembles the commands and is the one edge where errors become messages and exit codes.
+
+Knows no command's inside. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from kvloom.cli.commands import ask, bench, chat, checkup, chunks, demo, models, sessions
+from kvloom.cli.options import JSON_ONLY, Options, takes
+from kvloom.cli.output import Output
+from kvloom.errors import CancelledError, KvloomError, UsageError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="kvloom",
+    help="A context manager for local LLMs: files become chunks whose KV cache is computed once, stored, and woven "
+    "into any context.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for module in (chat, ask, demo, models, checkup):
+    module.register(app)
+app.add_typer(chunks.app, name="chunks")
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(bench.app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kvloom {installed_version()}")  # noqa: T201 - the edge
+        raise typer.Exit
+
+
+def installed_version() -> str:
+    from importlib.metadata import version
+
+    return version("kvloom")
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command("version")
+@takes(JSON_ONLY)
+def show_version(options: Options) -> None:
+    """Show the version."""
+    version = installed_version()
+    options.output.emit({"version": version}, f"kvloom {version}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line; the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for an interrupt."""
+    output = Output(json="--json" in arguments)
+    try:
+        code = get_command(app).main(list(arguments), prog_name="kvloom", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except typer.TyperException as exc:
+        return _wrong_usage(exc, output)
+    except (KeyboardInterrupt, CancelledError):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; the interpreter's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KvloomError as exc:
+        output.error(exc)
+        return EXIT_FAILED
+    except Exception as exc:  # noqa: BLE001 - the CLI edge: never a traceback
+        output.error(exc)
+        return EXIT_FAILED
+
+
+def _wrong_usage(error: typer.TyperException, output: Output) -> int:
+    if error.exit_code == EXIT_USAGE and not error.format_message():
+        # No arguments: the help was shown.
+        return EXIT_USAGE
+    if output.is_json:
+        output.error(UsageError(error.format_message()))
+    else:
+        # Every exception that typer raises for wrong usage can show itself with the command's usage line.
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        else:
+            output.error(UsageError(error.format_message()))
+    return error.exit_code
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

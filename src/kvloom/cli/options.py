@@ -1,0 +1,128 @@
+"""The options that commands share, and how a command turns them into an open loom. Knows no command.
+
+A command takes `options: Options` as its first parameter; the decorator replaces it with the options by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from kvloom.cli.output import Output
+
+if TYPE_CHECKING:
+    from kvloom.config import Paths
+    from kvloom.session.loom import Loom
+    from kvloom.session.values import ProgressCallback
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="A GGUF file, a registry id (see `kvloom models`) or user/repo[:quant]."
+    ),
+]
+ContextOption = Annotated[
+    int | None, typer.Option("--context", "-c", metavar="TOKENS", help="Window of the context, in tokens.")
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", file_okay=False, help="Folder of chunks, KV entries and sessions."),
+]
+KvTypeOption = Annotated[
+    str | None, typer.Option("--kv-type", metavar="TYPE", help="How K and V are held on the device: f16, q8_0 or q4_0.")
+]
+FidelityOption = Annotated[
+    str | None,
+    typer.Option("--fidelity", metavar="MODE", help="Which stored KV may be placed: exact, blend or splice."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The shared options as they were given; None where the settings decide."""
+
+    model: str | None = None
+    context: int | None = None
+    home: Path | None = None
+    kv_type: str | None = None
+    fidelity: str | None = None
+    json: bool = False
+
+    @property
+    def output(self) -> Output:
+        return Output(json=self.json)
+
+    @property
+    def paths(self) -> Paths:
+        from kvloom.config import paths
+
+        return paths(self.home)
+
+    def open_loom(self, progress: ProgressCallback | None = None, model: str | None = None) -> Loom:
+        """The loom that these options name; `model` in place of the given one."""
+        import kvloom
+
+        return kvloom.open(
+            model=model or self.model,
+            context=self.context,
+            home=self.home,
+            kv_type=self.kv_type,
+            fidelity=self.fidelity,
+            progress=progress,
+        )
+
+
+_ANNOTATIONS: dict[str, Any] = {
+    "model": ModelOption,
+    "context": ContextOption,
+    "home": HomeOption,
+    "kv_type": KvTypeOption,
+    "fidelity": FidelityOption,
+    "json": JsonOption,
+}
+
+LOOM = ("model", "context", "home", "kv_type", "fidelity", "json")
+"""For commands that load a model."""
+
+HOME = ("home", "json")
+"""For commands that look at folders only."""
+
+JSON_ONLY = ("json",)
+
+
+def takes(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command these shared options; it gets them as one `Options` in its first parameter."""
+    defaults = {field.name: field.default for field in fields(Options)}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(command).parameters.values())[1:]
+        ]
+        shared = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=_ANNOTATIONS[name]
+            )
+            for name in names
+        ]
+        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = Options(**{name: given.pop(name) for name in names})
+            command(options, **given)
+
+        signature = inspect.Signature([*keyword_only, *shared])
+        wrapper.__signature__ = signature  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+        return wrapper
+
+    return decorate

@@ -1,0 +1,232 @@
+"""Slash commands on chunks: load, reload, switch, order, move between tiers, erase. Knows the façade only."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvloom.cli import amounts
+from kvloom.cli.context_view import trace_notes
+from kvloom.cli.registry import Arguments, Result, slash
+from kvloom.cli.slash import completion
+from kvloom.errors import CancelledError, ContentError, KvloomError, UnknownChunkError
+
+if TYPE_CHECKING:
+    from kvloom.cli.chat import Chat
+    from kvloom.session.values import Chunk, Reloaded
+
+GROUP = "Chunks"
+
+GLOB_CHARACTERS = frozenset("*?[")
+
+
+def expand(pattern: str) -> list[Path]:
+    """The files that a word names: itself, or what a glob matches (`**` goes into folders). Raises ContentError."""
+    path = Path(pattern).expanduser()
+    if path.exists() or not GLOB_CHARACTERS.intersection(pattern):
+        return [path]
+    # glob.glob takes a pattern with folders and ~ as it stands; Path.glob would need it cut at the first wildcard.
+    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = [match for match in found if match.is_file()]
+    if not files:
+        raise ContentError(f"no file matches {pattern} (looked in {Path.cwd()})")
+    return files
+
+
+def place(chat: Chat, ref: str) -> tuple[int, int]:
+    """First position and the position after the last one of a chunk in this context."""
+    parts = [part for part in chat.session.usage().segments if part.kind == "chunk" and part.ref == ref]
+    return (min(part.start for part in parts), max(part.stop for part in parts)) if parts else (0, 0)
+
+
+@slash("/load FILE…", "Add files as chunks and switch them on; globs work.", group=GROUP, complete=completion.files)
+def load(chat: Chat, args: Arguments) -> Result:
+    loaded: list[Chunk] = []
+    failures: list[KvloomError] = []
+    for word in args.some("file"):
+        try:
+            for path in expand(word):
+                chunk = _load_one(chat, path, failures)
+                loaded += [chunk] if chunk is not None else []
+        except KvloomError as exc:
+            failures.append(exc)
+    if loaded:
+        chat.warm()
+    rows = []
+    lines = []
+    for chunk in loaded:
+        start, stop = place(chat, chunk.id)
+        rows.append(
+            {"id": chunk.id, "name": chunk.name, "num_tokens": chunk.num_tokens, "start": start, "stop": stop,
+             "num_parts": chunk.num_parts, "is_new": chunk.is_new}
+        )  # fmt: skip
+        lines.append(_loaded_line(chunk, start, stop))
+    return Result({"loaded": rows}, "\n".join(lines) or None, tuple(failures))
+
+
+def _load_one(chat: Chat, path: Path, failures: list[KvloomError]) -> Chunk | None:
+    try:
+        return chat.session.load(path)
+    except CancelledError:
+        raise
+    except KvloomError as exc:
+        failures.append(exc)
+        return None
+
+
+def _loaded_line(chunk: Chunk, start: int, stop: int) -> str:
+    known = "" if chunk.is_new else ", known already"
+    parts = f" in {chunk.num_parts} parts" if chunk.num_parts > 1 else ""
+    return (
+        f"loaded {amounts.short_id(chunk.id)} {chunk.name}: {amounts.tokens(chunk.num_tokens)} tokens{parts}, "
+        f"positions {amounts.positions(start, stop)}{known}"
+    )
+
+
+@slash("/reload", "Take in the files of this context that changed on disk, each in its place.", group=GROUP)
+def reload(chat: Chat, args: Arguments) -> Result:
+    args.none()
+    moved = chat.session.reload()
+    if moved:
+        chat.warm()
+    view = "\n".join(reloaded_line(item) for item in moved) or "no file of this context has changed"
+    return Result({"reloaded": moved}, view)
+
+
+def reloaded_line(item: Reloaded) -> str:
+    return (
+        f"{item.name}: {amounts.short_id(item.old)} → {amounts.short_id(item.new)}, "
+        f"{item.num_parts_changed} of {item.num_parts} parts changed"
+    )
+
+
+@slash("/activate ID…", "Switch chunks on; the model sees them again.", group=GROUP, complete=completion.chunks)
+def activate(chat: Chat, args: Arguments) -> Result:
+    refs = args.some("chunk")
+    chat.session.activate(*refs)
+    return _switched(chat, refs, "on")
+
+
+@slash(
+    "/deactivate ID…",
+    "Switch chunks off; the model no longer attends to them, their KV is kept.",
+    group=GROUP,
+    complete=completion.context_chunks,
+)
+def deactivate(chat: Chat, args: Arguments) -> Result:
+    refs = args.some("chunk")
+    chat.session.deactivate(*refs)
+    return _switched(chat, refs, "off")
+
+
+def _switched(chat: Chat, refs: tuple[str, ...], state: str) -> Result:
+    usage = chat.session.usage()
+    named = [_named(chat, ref) for ref in refs]
+    notes = trace_notes(usage)
+    lines = [f"{state}: {', '.join(name for _, name in named)}", *notes]
+    lines.append(f"{amounts.tokens(usage.used)} of {amounts.tokens(usage.capacity)} tokens used")
+    data = {"ids": [chunk for chunk, _ in named], "state": state, "used": usage.used, "notes": notes}
+    return Result(data, "\n".join(lines))
+
+
+def _named(chat: Chat, ref: str) -> tuple[str, str]:
+    """A chunk's id, and what to call it in a message."""
+    try:
+        chunk = str(chat.loom.resolve(ref))
+    except UnknownChunkError:
+        # It is erased, or known in this context alone: the command itself decides whether that will do.
+        chunk = ref
+    for segment in chat.session.usage().segments:
+        if segment.kind == "chunk" and (segment.ref == chunk or segment.name == chunk):
+            return segment.ref, f"{segment.name} ({amounts.short_id(segment.ref)})"
+    return chunk, ref if ref == chunk else f"{ref} ({amounts.short_id(chunk)})"
+
+
+@slash(
+    "/move ID N",
+    "Put a chunk at place N of the block of chunks, counted from 0.",
+    group=GROUP,
+    complete=completion.one_context_chunk,
+)
+def move(chat: Chat, args: Arguments) -> Result:
+    if len(args.words) != 2:
+        raise args.wrong(f"takes a chunk and a place, got {len(args.words)}")
+    ref, place_text = args.words
+    if not place_text.lstrip("-").isdigit():
+        raise args.wrong(f"the place is a whole number, got {place_text!r}")
+    chat.session.move(ref, int(place_text))
+    segments = [segment for segment in chat.session.usage().segments if segment.kind == "chunk"]
+    order = list(dict.fromkeys(segment.ref for segment in segments))
+    names = {segment.ref: segment.name for segment in segments}
+    return Result({"order": order}, f"order: {', '.join(names[chunk] for chunk in order)}")
+
+
+@slash("/pin ID", "Keep a chunk's KV from being evicted.", group=GROUP, complete=completion.one_context_chunk)
+def pin(chat: Chat, args: Arguments) -> Result:
+    return _pin(chat, args, True)
+
+
+@slash("/unpin ID", "Let a chunk's KV be evicted again.", group=GROUP, complete=completion.one_context_chunk)
+def unpin(chat: Chat, args: Arguments) -> Result:
+    return _pin(chat, args, False)
+
+
+def _pin(chat: Chat, args: Arguments, pinned: bool) -> Result:
+    ref = args.one("chunk")
+    chat.session.pin(ref, pinned)
+    chunk, name = _named(chat, ref)
+    return Result({"id": chunk, "pinned": pinned}, f"{'pinned' if pinned else 'unpinned'}: {name}")
+
+
+@slash("/offload ID", "Move a chunk's KV off the device, to RAM and disk.", group=GROUP, complete=completion.one_chunk)
+def offload(chat: Chat, args: Arguments) -> Result:
+    return _tiered(chat, args, chat.loom.offload, "off the device")
+
+
+@slash("/save ID", "Write a chunk's KV to disk.", group=GROUP, complete=completion.one_chunk)
+def save(chat: Chat, args: Arguments) -> Result:
+    return _tiered(chat, args, chat.loom.save, "on disk")
+
+
+@slash(
+    "/restore ID", "Bring a chunk's KV from disk to RAM; takes /erase back.", group=GROUP, complete=completion.one_chunk
+)
+def restore(chat: Chat, args: Arguments) -> Result:
+    return _tiered(chat, args, chat.loom.restore, "in RAM")
+
+
+@slash(
+    "/purge ID",
+    "Remove a chunk for good: its KV in every tier, its text, and its part in every session.",
+    group=GROUP,
+    complete=completion.one_chunk,
+)
+def purge(chat: Chat, args: Arguments) -> Result:
+    ref = args.one("chunk")
+    chunk, name = _named(chat, ref)
+    freed = chat.session.purge(ref)
+    return Result({"id": chunk, "bytes": freed}, f"gone for good: {name}, {amounts.size(freed)} freed")
+
+
+@slash(
+    "/erase ID",
+    "Take a chunk out of this context and the store; /undo or /restore brings it back.",
+    group=GROUP,
+    complete=completion.one_chunk,
+)
+def erase(chat: Chat, args: Arguments) -> Result:
+    ref = args.one("chunk")
+    chunk, name = _named(chat, ref)
+    chat.session.erase(ref)
+    return Result({"id": chunk}, f"erased: {name}; /undo or /restore {amounts.short_id(chunk)} brings it back")
+
+
+def _tiered(chat: Chat, args: Arguments, act: Callable[[str], int], where: str) -> Result:
+    ref = args.one("chunk")
+    num_bytes = act(ref)
+    # Named afterwards: /restore brings back what could not be found before.
+    chunk, name = _named(chat, ref)
+    status = chat.loom.chunk(chunk).status
+    return Result({"id": chunk, "bytes": num_bytes, "tier": status.tier}, f"{name}: {amounts.size(num_bytes)} {where}")

@@ -1,0 +1,145 @@
+"""A scripted chat as a user runs it: a real subprocess, a real model, real files, over a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_gguf import TinyModel, write_tiny
+
+pytestmark = pytest.mark.e2e
+
+WAIT_S = 280
+"""For a whole script on a busy machine."""
+
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
+
+
+def files_of_python() -> list[Path]:
+    import asyncio
+
+    library = Path(asyncio.__file__).parent.parent
+    return [library / "keyword.py", library / "asyncio" / "mixins.py", library / "asyncio" / "threads.py"]
+
+
+@pytest.fixture
+def kvloom(smollm2_path: Path, tmp_path: Path) -> Run:
+    """Runs `kvloom …` with SmolLM2 in a folder with three real files and a home beside it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for path in files_of_python():
+        shutil.copy(path, folder)
+
+    def run(*words: str, stdin: str = "", model: Path = smollm2_path) -> Done:
+        command = [sys.executable, "-m", "kvloom.cli.main", *words, "--model", str(model)]
+        return subprocess.run(
+            [*command, "--home", str(tmp_path / "home"), "--context", "4096"],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+            cwd=folder,
+            env={**os.environ, "KVLOOM_SAMPLING__MAX_TOKENS": "8", "KVLOOM_SAMPLING__TEMPERATURE": "0"},
+        )
+
+    return run
+
+
+def results(done: Done) -> list[Any]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line)["result"] for line in done.stdout.splitlines()]
+
+
+def counts(reply: Any) -> Sequence[int]:
+    usage = reply["usage"]
+    return [usage[f"{name}_tokens"] for name in ("prompt", "reused", "loaded", "computed", "rotated")]
+
+
+def test_chunks_switch_off_and_on_and_move_without_being_computed_again_over_a_restart(kvloom: Run) -> None:
+    script = (
+        "/load keyword.py mixins.py threads.py\nWhat is in keyword.py?\n/deactivate mixins.py\nAnd now?\n"
+        "/activate mixins.py\n/move threads.py 0\nAnd now?\n/context\n"
+    )
+    loaded, first, _, off, _, _, moved, view = results(kvloom("chat", "--session", "work", "--json", stdin=script))
+    num_tokens = [row["num_tokens"] for row in loaded["loaded"]]
+    assert loaded["loaded"][0]["id"] == hashlib.sha256(files_of_python()[0].read_bytes()).hexdigest()
+    for reply in (first, off, moved):
+        prompt, reused, placed, computed, rotated = counts(reply)
+        assert prompt == reused + placed + computed
+        assert rotated <= placed
+        assert computed < min(num_tokens), "no chunk was computed again for a reply"
+    assert counts(off)[0] < counts(first)[0]
+    assert counts(moved)[4] > 0
+    used = view["usage"]["used"]
+    assert used == sum(row["num_tokens"] for row in view["rows"] if row["is_active"])
+
+    again, prompt = results(kvloom("chat", "--session", "work", "--json", stdin="Once more?\n/context prompt\n"))
+    total, reused, placed, computed, _ = counts(again)
+    assert reused == 0
+    assert placed == used
+    assert computed == total - used
+    assert len(prompt["tokens"]) == total + again["usage"]["completion_tokens"]
+    assert prompt["text"].index("to_thread") < prompt["text"].index("kwlist")
+
+
+def test_plain_output_echoes_the_script_and_reports_each_reply(kvloom: Run) -> None:
+    done = kvloom("chat", stdin='/load keyword.py\n"""\nWhat is\nkwlist?\n"""\n/quit\n')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("> /load keyword.py\nloaded ")
+    assert '> """\nWhat is\nkwlist?\n"""\n' in done.stdout
+    assert "splice: chunks are placed from KV computed on their own" in done.stdout
+    assert "prompt " in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_first_failing_line_ends_the_script_with_1(kvloom: Run) -> None:
+    done = kvloom("chat", stdin="/load keyword.py\n/activate 0000000\n/quit\n")
+    assert done.returncode == 1
+    assert "> /quit" not in done.stdout
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_a_script_stops_the_reply_and_exits_with_130(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "endless.gguf", TinyModel(context=65_536))
+    environment = {**os.environ, "KVLOOM_SAMPLING__MAX_TOKENS": "60000", "KVLOOM_THREADS": "1"}
+    command = [sys.executable, "-m", "kvloom.cli.main", "chat", "--model", str(model), "--home", str(tmp_path / "home")]
+    with subprocess.Popen(
+        [*command, "--context", "65536", "--session", "s"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b"tell me everything\n/quit\n")
+        child.stdin.close()
+        # The echo, then some of a reply that would not end by itself.
+        assert child.stdout.readline() == b"> tell me everything\n"
+        assert child.stdout.read(20)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(WAIT_S) == 130
+        assert b"/quit" not in child.stdout.read()
+    shown = subprocess.run(
+        [*command[:3], "sessions", "show", "s", *command[4:], "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(shown.stdout)["turns"] == []
+
+
+def test_output_that_nobody_reads_any_more_is_no_traceback(kvloom: Run, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m kvloom.cli.main models | head -c 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
