@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,6 @@ from kvloom.bench.documents import Document
 from kvloom.bench.peer import PeerAnswer
 from kvloom.bench.switch import FULL, QUICK, Desk, Ours, Samples, Size, rows_of, steps_of
 from kvloom.session.loom import Loom
-from kvloom.session.values import Progress
 from kvloom.types import Fidelity, Usage
 from tests.tiny_gguf import TinyModel, write_tiny
 
@@ -113,20 +111,3 @@ def ours(seconds: float) -> Ours:
 
 def answer(seconds: float) -> PeerAnswer:
     return PeerAnswer(seconds, seconds, (1,), 1, 10, 0, seconds)
-
-
-def test_a_report_can_be_made_of_a_whole_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("xllamacpp", reason="the peer is a dependency of the benchmarks only")
-    from kvloom.bench import switch
-
-    monkeypatch.setattr(switch, "QUICK", Size(3, 60, 1024, 1, 2))
-    model = write_tiny(tmp_path / "tiny.gguf", TinyModel(context=2048))
-    told: list[Progress] = []
-    report = switch.run(str(model), quick=True, progress=told.append, threads=1)
-    rows = report.document()["rows"]
-    assert {(row["case"], row["fidelity"]) for row in rows} == {(c, f.value) for c in switch.CASES for f in Fidelity}
-    assert all(row["ours_s"] > 0 and row["peer_s"] > 0 for row in rows)
-    by_case = {(row["case"], row["fidelity"]): row for row in rows}
-    assert by_case["reorder", "splice"]["rotated_tokens"] > 0
-    assert by_case["on-seen", "exact"]["rotated_tokens"] == 0
-    assert told[-1].done == told[-1].total

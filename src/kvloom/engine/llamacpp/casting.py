@@ -14,16 +14,21 @@ from kvloom.types import F32Array, KVType, U8Array
 
 __all__ = ["GgmlRowCaster"]
 
-_TO_F32 = {KVType.F16: "ggml_fp16_to_fp32_row", KVType.Q8_0: "dequantize_row_q8_0", KVType.Q4_0: "dequantize_row_q4_0"}
-_FROM_F32 = {
-    KVType.F16: "ggml_fp32_to_fp16_row",
-    KVType.Q8_0: "quantize_row_q8_0_ref",
-    KVType.Q4_0: "quantize_row_q4_0_ref",
+_TO_F32 = {
+    KVType.F16: ("ggml_cpu_fp16_to_fp32", "ggml_fp16_to_fp32_row"),
+    KVType.Q8_0: ("dequantize_row_q8_0",),
+    KVType.Q4_0: ("dequantize_row_q4_0",),
 }
+_FROM_F32 = {
+    KVType.F16: ("ggml_cpu_fp32_to_fp16", "ggml_fp32_to_fp16_row"),
+    KVType.Q8_0: ("quantize_row_q8_0_ref",),
+    KVType.Q4_0: ("quantize_row_q4_0_ref",),
+}
+"""The CPU backend's f16 casts use the CPU's own instructions; those of ggml-base, behind them, do not."""
 
 
 class GgmlRowCaster:
-    """6,144 tokens of a 0.5b model (19 million f16 values): 20 ms to float32 and 31 ms back; numpy takes 31 and 47."""
+    """Turning and laying 6,144 tokens of a 0.5b model (75 MB) takes 38 ms with these, 111 ms with numpy's casts."""
 
     def __init__(self, to_f32: dict[KVType, Any], from_f32: dict[KVType, Any]) -> None:
         self._to_f32 = to_f32
@@ -35,8 +40,8 @@ class GgmlRowCaster:
         library = llama_cpp.llama_cpp._lib
         try:
             return cls(
-                {kv_type: _bind(library, name) for kv_type, name in _TO_F32.items()},
-                {kv_type: _bind(library, name) for kv_type, name in _FROM_F32.items()},
+                {kv_type: _bind(library, names) for kv_type, names in _TO_F32.items()},
+                {kv_type: _bind(library, names) for kv_type, names in _FROM_F32.items()},
             )
         except AttributeError:
             return None
@@ -52,8 +57,10 @@ class GgmlRowCaster:
         self._from_f32[kv_type](source.ctypes.data, out.ctypes.data, source.size)
 
 
-def _bind(library: Any, name: str) -> Any:
-    function = getattr(library, name)
+def _bind(library: Any, names: tuple[str, ...]) -> Any:
+    """The first of `names` that the library gives out. Raises AttributeError where it gives out none."""
+    found = [name for name in names if hasattr(library, name)]
+    function = getattr(library, found[0] if found else names[0])
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     function.restype = None
     return function
