@@ -328,7 +328,7 @@ def _read_config_file(path: Path) -> _ConfigFile:
     """The values of a YAML file and the line of each; empty where there is no file. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return _ConfigFile(path, {}, {})
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_gguf import TinyModel, write_tiny
-
 pytestmark = pytest.mark.e2e
 
 WAIT_S = 280
@@ -112,12 +110,12 @@ def test_the_first_failing_line_ends_the_script_with_1(kvloom: Run) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_in_a_script_stops_the_reply_and_exits_with_130(tmp_path: Path) -> None:
-    model = write_tiny(tmp_path / "endless.gguf", TinyModel(context=65_536))
-    environment = {**os.environ, "KVLOOM_SAMPLING__MAX_TOKENS": "60000", "KVLOOM_THREADS": "1"}
-    command = [sys.executable, "-m", "kvloom.cli.main", "chat", "--model", str(model), "--home", str(tmp_path / "home")]
+def test_ctrl_c_in_a_script_stops_the_reply_and_exits_with_130(smollm2_path: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "KVLOOM_SAMPLING__MAX_TOKENS": "2000", "KVLOOM_SAMPLING__TEMPERATURE": "0"}
+    kvloom_ = [sys.executable, "-m", "kvloom.cli.main"]
+    options = ["--model", str(smollm2_path), "--home", str(tmp_path / "home"), "--context", "4096"]
     with subprocess.Popen(
-        [*command, "--context", "65536", "--session", "s"],
+        [*kvloom_, "chat", "--session", "story", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -125,18 +123,17 @@ def test_ctrl_c_in_a_script_stops_the_reply_and_exits_with_130(tmp_path: Path) -
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(b"tell me everything\n/quit\n")
+        child.stdin.write(b"Write a long story about a lighthouse, the sea and a storm.\n/quit\n")
         child.stdin.close()
-        # The echo, then some of a reply that would not end by itself.
-        assert child.stdout.readline() == b"> tell me everything\n"
+        # The echo, then some of a reply of several hundred tokens.
+        assert child.stdout.readline().startswith(b"> Write a long story")
         assert child.stdout.read(20)
         child.send_signal(signal.SIGINT)
         assert child.wait(WAIT_S) == 130
         assert b"/quit" not in child.stdout.read()
-    shown = subprocess.run(
-        [*command[:3], "sessions", "show", "s", *command[4:], "--json"], capture_output=True, text=True, check=True
-    )
-    assert json.loads(shown.stdout)["turns"] == []
+    shown = [*kvloom_, "sessions", "show", "story", *options, "--json"]
+    done = subprocess.run(shown, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["turns"] == []
 
 
 def test_output_that_nobody_reads_any_more_is_no_traceback(kvloom: Run, tmp_path: Path) -> None:

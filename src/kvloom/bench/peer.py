@@ -109,50 +109,14 @@ class Peer:
 
     def complete(self, tokens: Sequence[int], num_predict: int = 1) -> PeerAnswer:
         """Greedy completion of exactly these token ids, with the server's prompt cache."""
-        body = {
-            "prompt": list(tokens),
-            "n_predict": num_predict,
-            "cache_prompt": True,
-            "stream": True,
-            "return_tokens": True,
-            "temperature": 0.0,
-            "id_slot": 0,
-        }
-        first = 0.0
-        ids: list[int] = []
-        last: dict[str, Any] = {}
-        connection = self._connect()
-        try:
-            began = time.perf_counter()
-            connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise EngineError(f"the peer answered {response.status}: {response.read()[:500]!r}")
-            for line in response:
-                if not line.startswith(b"data: {"):
-                    continue
-                last = json.loads(line[len(b"data: ") :])
-                fresh = last.get("tokens") or []
-                if not first and (fresh or last.get("stop")):
-                    first = time.perf_counter() - began
-                ids += fresh
-                if last.get("stop"):
-                    break
-            ended = time.perf_counter() - began
-        finally:
-            connection.close()
-        if not last.get("stop"):
-            raise EngineError(f"the peer ended its stream early: {last}")
-        timings = last.get("timings", {})
-        return PeerAnswer(
-            ttft_s=first,
-            total_s=ended,
-            tokens=tuple(ids),
-            num_predicted=int(last.get("tokens_predicted", len(ids))),
-            computed_tokens=int(timings.get("prompt_n", 0)),
-            cached_tokens=int(timings.get("cache_n", 0)),
-            server_prompt_s=float(timings.get("prompt_ms", 0.0)) / 1000,
-        )
+        answer = self._complete(tokens, num_predict, None)
+        assert answer is not None, "nothing was to be given up"
+        return answer
+
+    def complete_below(self, tokens: Sequence[int], num_tokens: int) -> PeerAnswer | None:
+        """The first token of a completion, or None at once if the server says that it will have to compute at least
+        `num_tokens`; what its slot holds then is undefined."""
+        return self._complete(tokens, 1, num_tokens)
 
     def save_slot(self, filename: str) -> int:
         """Write the slot's state under `slot_save_path`; the tokens saved."""
@@ -187,6 +151,28 @@ class Peer:
         self.close()
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _complete(self, tokens: Sequence[int], num_predict: int, give_up_at: int | None) -> PeerAnswer | None:
+        body = {
+            "prompt": list(tokens),
+            "n_predict": num_predict,
+            "cache_prompt": True,
+            "stream": True,
+            "return_tokens": True,
+            "return_progress": give_up_at is not None,
+            "temperature": 0.0,
+            "id_slot": 0,
+        }
+        connection = self._connect()
+        try:
+            began = time.perf_counter()
+            connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                raise EngineError(f"the peer answered {response.status}: {response.read()[:500]!r}")
+            return _read_stream(response, began, give_up_at)
+        finally:
+            connection.close()
 
     def _address(self) -> str:
         """The address that the child prints once it listens."""
@@ -247,6 +233,37 @@ class Peer:
 
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self._host, self._port, timeout=REQUEST_TIMEOUT_S)
+
+
+def _read_stream(response: http.client.HTTPResponse, began: float, give_up_at: int | None) -> PeerAnswer | None:
+    """The answer of a streamed completion; None where its progress says that `give_up_at` tokens will be computed."""
+    first = 0.0
+    ids: list[int] = []
+    for line in response:
+        if not line.startswith(b"data: {"):
+            continue
+        event: dict[str, Any] = json.loads(line[len(b"data: ") :])
+        now = time.perf_counter() - began
+        progress = event.get("prompt_progress")
+        if progress is not None:
+            if give_up_at is not None and progress["total"] - progress["cache"] >= give_up_at:
+                return None
+            continue
+        ids += event.get("tokens") or []
+        if not first and (ids or event.get("stop")):
+            first = now
+        if event.get("stop"):
+            timings = event.get("timings", {})
+            return PeerAnswer(
+                ttft_s=first,
+                total_s=now,
+                tokens=tuple(ids),
+                num_predicted=int(event.get("tokens_predicted", len(ids))),
+                computed_tokens=int(timings.get("prompt_n", 0)),
+                cached_tokens=int(timings.get("cache_n", 0)),
+                server_prompt_s=float(timings.get("prompt_ms", 0.0)) / 1000,
+            )
+    raise EngineError("the peer ended its stream early")
 
 
 def child_environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ Both sides answer the same token ids, one after the other, in one run. Knows the
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,15 +27,18 @@ if TYPE_CHECKING:
 
 QUESTION_TOKENS = 32
 BLEND_BUDGET = 0.05
-CACHE_REUSES = (256, 0)
+PLAIN, MOVING = 0, 256
 """The peer's `--cache-reuse`: the shortest run of tokens that it moves instead of computing it; 0 moves none."""
+PEER = "llama.cpp server"
+WHOLE_SLOT, STEP_SLOT = "whole.bin", "step.bin"
+"""Files of the peers' slots: all documents, and the step that was asked last."""
 SUBSET_SIZE = 5
 """Documents of the eight that `subset-unseen` keeps."""
 
 FIDELITIES = (Fidelity.SPLICE, Fidelity.BLEND, Fidelity.EXACT)
 """Splice first: its phase is the one in which the peers are asked, so ours and theirs alternate."""
 
-CASES = ("full-prefill", "off", "on-seen", "insert-front", "reorder", "subset-unseen", "return-seen")
+CASES = ("full-prefill", "off", "on-seen", "insert-front", "reorder", "subset-unseen")
 
 TARGETS = {
     Fidelity.SPLICE: {
@@ -92,18 +96,32 @@ class Ours:
     prompt: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Theirs:
+    """One step of the peers. `moving` is None where that setting would have computed as much as `plain` did."""
+
+    plain: PeerAnswer
+    moving: PeerAnswer | None
+
+    @property
+    def better(self) -> tuple[int, PeerAnswer]:
+        if self.moving is not None and self.moving.ttft_s < self.plain.ttft_s:
+            return MOVING, self.moving
+        return PLAIN, self.plain
+
+
 @dataclass
 class Samples:
-    """Everything that was measured, by case and by who."""
+    """Everything that was measured, by case and, of ours, by fidelity."""
 
     ours: dict[tuple[str, Fidelity], list[Ours]] = field(default_factory=dict)
-    peers: dict[tuple[str, int], list[PeerAnswer]] = field(default_factory=dict)
+    theirs: dict[str, list[Theirs]] = field(default_factory=dict)
 
     def add_ours(self, case: str, fidelity: Fidelity, sample: Ours) -> None:
         self.ours.setdefault((case, fidelity), []).append(sample)
 
-    def add_peer(self, case: str, cache_reuse: int, answer: PeerAnswer) -> None:
-        self.peers.setdefault((case, cache_reuse), []).append(answer)
+    def add_theirs(self, case: str, sample: Theirs) -> None:
+        self.theirs.setdefault(case, []).append(sample)
 
 
 class Desk:
@@ -159,11 +177,11 @@ def steps_of(size: Size, repeat: int, questions: Asker) -> list[Step]:
     whole = tuple(range(size.num_documents))
     out = whole[(repeat * 3) % len(whole)]
     late = whole[-1 - repeat % (len(whole) - 1)]  # never the first: that would be the whole as it was
-    shuffled = whole
-    while shuffled == whole:
-        shuffled = tuple(draw.sample(whole, len(whole)))
     subset = tuple(sorted(draw.sample(whole, size.subset)))
     without_late = tuple(index for index in whole if index != late)
+    shuffled = whole
+    while shuffled in (whole, (late, *without_late)):
+        shuffled = tuple(draw.sample(whole, len(whole)))
     return [
         Step("off", tuple(index for index in whole if index != out), questions.next()),
         Step("on-seen", whole, questions.next()),
@@ -171,18 +189,17 @@ def steps_of(size: Size, repeat: int, questions: Asker) -> list[Step]:
         Step("insert-front", (late, *without_late), questions.next()),
         Step("reorder", shuffled, questions.next()),
         Step("subset-unseen", subset, questions.next()),
-        Step("return-seen", whole, questions.next()),
     ]
 
 
 class Switch:
     """One run: a loom, two peers, and the steps."""
 
-    def __init__(self, loom: Loom, size: Size, tell: Teller, peers: dict[int, Peer]) -> None:
+    def __init__(self, loom: Loom, size: Size, tell: Teller, peers: tuple[Peer, Peer]) -> None:
         self._loom = loom
         self._size = size
         self._tell = tell
-        self._peers = peers
+        self._plain, self._moving = peers
         self._questions = Questions(loom.count, QUESTION_TOKENS, seed=1)
         self._docs = documents(loom.count, size.num_documents, size.document_tokens)
         self.samples = Samples()
@@ -196,6 +213,8 @@ class Switch:
         self._full_prefill(whole)
         for repeat in range(self._size.repeats):
             steps = steps_of(self._size, repeat, self._questions)
+            for peer in (self._plain, self._moving):
+                peer.restore_slot(WHOLE_SLOT)
             prompts = self._phase(FIDELITIES[0], steps, with_peers=True)
             for fidelity in FIDELITIES[1:]:
                 again = self._phase(fidelity, steps, with_peers=False)
@@ -211,7 +230,9 @@ class Switch:
             ours = self._ask(desk, Step("full-prefill", whole, question), fidelity)
             desk.close()
             if fidelity is FIDELITIES[0]:
-                self._ask_peers(Step("full-prefill", whole, question), ours.prompt)
+                answer = self._plain.complete(ours.prompt)
+                self._plain.save_slot(WHOLE_SLOT)
+                self._note_peers("full-prefill", Theirs(answer, None))
 
     def _phase(self, fidelity: Fidelity, steps: Sequence[Step], *, with_peers: bool) -> list[tuple[int, ...]]:
         """All steps in one session of its own; the prompts that it asked."""
@@ -241,18 +262,28 @@ class Switch:
         return ours
 
     def _ask_peers(self, step: Step, prompt: Sequence[int]) -> None:
-        for cache_reuse, peer in self._peers.items():
-            answer = peer.complete(prompt)
-            if step.is_measured:
-                self.samples.add_peer(step.case, cache_reuse, answer)
-                self._tell.step(
-                    f"{step.case}: {peer_name(cache_reuse)} {answer.ttft_s:.2f} s (computed {answer.computed_tokens}, "
+        """Both settings. The moving one is not waited for where it has nothing to gain: it takes the other's slot."""
+        plain = self._plain.complete(prompt)
+        self._plain.save_slot(STEP_SLOT)
+        moving = self._moving.complete_below(prompt, plain.computed_tokens)
+        if moving is None:
+            self._moving.restore_slot(STEP_SLOT)
+        if step.is_measured:
+            self._note_peers(step.case, Theirs(plain, moving))
+
+    def _note_peers(self, case: str, theirs: Theirs) -> None:
+        self.samples.add_theirs(case, theirs)
+        for cache_reuse, answer in ((PLAIN, theirs.plain), (MOVING, theirs.moving)):
+            if answer is not None:
+                self._tell.say(
+                    f"{case}: {peer_name(cache_reuse)} {answer.ttft_s:.2f} s (computed {answer.computed_tokens}, "
                     f"cached {answer.cached_tokens})"
                 )
+        self._tell.step(f"{case}: better is cache-reuse {theirs.better[0]}")
 
 
 def peer_name(cache_reuse: int) -> str:
-    return f"llama.cpp server, cache-reuse {cache_reuse}"
+    return f"{PEER}, cache-reuse {cache_reuse}"
 
 
 def rows_of(samples: Samples) -> list[Row]:
@@ -260,42 +291,40 @@ def rows_of(samples: Samples) -> list[Row]:
     rows = []
     for fidelity in FIDELITIES:
         for case in CASES:
-            ours = samples.ours.get((case, fidelity))
-            peers = {
-                reuse: [answer.ttft_s for answer in answers]
-                for (name, reuse), answers in samples.peers.items()
-                if name == case and (reuse == 0 or fidelity is not Fidelity.EXACT)
-            }
-            if not ours or not peers:
+            ours, theirs = samples.ours.get((case, fidelity), []), samples.theirs.get(case, [])
+            if not ours or not theirs:
                 continue
-            best = min(peers, key=lambda reuse: median(peers[reuse]))
+            chosen = [(PLAIN, t.plain) if fidelity is Fidelity.EXACT else t.better for t in theirs]
+            names = " or ".join(str(reuse) for reuse in sorted({reuse for reuse, _ in chosen}))
             rows.append(
                 compare(
                     case,
                     fidelity.value,
                     [sample.ttft_s for sample in ours],
-                    (peer_name(best), peers[best]),
+                    (f"{PEER}, cache-reuse {names}", [answer.ttft_s for _, answer in chosen]),
                     TARGETS[fidelity].get(case),
-                    _details(ours, samples, case),
+                    _details(ours, theirs),
                 )
             )
     return rows
 
 
-def _details(ours: Sequence[Ours], samples: Samples, case: str) -> dict[str, object]:
-    """Where our time went and what was reused, by medians; the peers' tokens."""
+def _details(ours: Sequence[Ours], theirs: Sequence[Theirs]) -> dict[str, object]:
+    """Where our time went and what was reused, and what the peers computed, by medians."""
     usages = [sample.usage for sample in ours]
     details: dict[str, object] = {
-        "edit_s": median([sample.edit_s for sample in ours]),
-        "weave_s": median([usage.weave_s for usage in usages]),
-        "question_s": median([s.ttft_s - s.edit_s - s.usage.weave_s for s in ours]),
+        "edit_s": median(sample.edit_s for sample in ours),
+        "weave_s": median(usage.weave_s for usage in usages),
+        "question_s": median(s.ttft_s - s.edit_s - s.usage.weave_s for s in ours),
     }
     for name in ("prompt", "reused", "loaded", "rotated", "computed", "recomputed"):
-        details[f"{name}_tokens"] = int(median([getattr(usage, f"{name}_tokens") for usage in usages]))
-    for (name, reuse), answers in samples.peers.items():
-        if name == case:
-            details[f"peer_reuse_{reuse}_s"] = median([answer.ttft_s for answer in answers])
-            details[f"peer_reuse_{reuse}_computed_tokens"] = int(median([a.computed_tokens for a in answers]))
+        details[f"{name}_tokens"] = int(median(getattr(usage, f"{name}_tokens") for usage in usages))
+    details["peer_reuse_0_s"] = median(t.plain.ttft_s for t in theirs)
+    details["peer_reuse_0_computed_tokens"] = int(median(t.plain.computed_tokens for t in theirs))
+    moving = [t.moving for t in theirs if t.moving is not None]
+    if moving:
+        details["peer_reuse_256_s"] = median(answer.ttft_s for answer in moving)
+        details["peer_reuse_256_computed_tokens"] = int(median(answer.computed_tokens for answer in moving))
     return details
 
 
@@ -313,7 +342,7 @@ def run(
     size = QUICK if quick else FULL
     size = replace(size, repeats=repeats or size.repeats)
     settings = settings_for(request, context=size.context, blend_budget=BLEND_BUDGET)
-    sides = len(FIDELITIES) + len(CACHE_REUSES)
+    sides = len(FIDELITIES) + 1
     tell = Teller("switch", sides * (1 + size.repeats * (len(CASES) - 1)), progress)
     with own_home() as home, ExitStack() as stack:
         tell.say("loading the model")
@@ -329,11 +358,13 @@ def run(
                 "command": command("switch", request.options()),
             },
         )
-        peers = {
-            reuse: stack.enter_context(Peer(peer_settings(loom, size.context, cache_reuse=reuse)))
-            for reuse in CACHE_REUSES
-        }
-        switch = Switch(loom, size, tell, peers)
+        slots = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvloom-slots-"))
+
+        def peer(cache_reuse: int) -> Peer:
+            chosen = peer_settings(loom, size.context, cache_reuse=cache_reuse, slot_save_path=slots)
+            return stack.enter_context(Peer(chosen))
+
+        switch = Switch(loom, size, tell, (peer(PLAIN), peer(MOVING)))
         switch.run()
     setup |= {"document_tokens": switch.document_tokens, "load_average_at_end": load_average()}
     return Report(
@@ -345,6 +376,5 @@ NOTES = (
     "ours: from before the edits to the first delta of session.stream(question); peer: from the request to the first "
     "streamed token, the same token ids, the better of cache-reuse 0 and 256 (exact: 0), RAM prompt cache on.",
     "off: one document out. on-seen: back to the whole right after it. insert-front: a known document in front of the "
-    "seven others. reorder: all in a random order. subset-unseen: five of the eight, from the reordered context. "
-    "return-seen: back to the whole after those.",
+    "seven others. reorder: all in a random order. subset-unseen: five of the eight, from the reordered context.",
 )

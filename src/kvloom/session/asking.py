@@ -67,9 +67,11 @@ class Asking:
 
     def stop(self) -> None:
         """Cancel the running reply and close what is left of it. Raises SessionBusyError from inside its own step."""
-        self._desk.cancel.set()
         with self._streams_lock:
             streams = [stream for stream in self._streams if stream.has_begun]
+        for stream in streams:
+            stream.check_not_inside()
+        self._desk.cancel.set()
         for stream in streams:
             stream.close()
 

@@ -25,7 +25,8 @@ class SessionLock:
         self._path, self._pid_path = folder / f"{session}.lock", folder / f"{session}.pid"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            self._lock = filelock.FileLock(self._path, timeout=_PATIENCE_S, mode=0o600)
+            # Not thread-local: a session may be closed by another thread than the one that opened it.
+            self._lock = filelock.FileLock(self._path, timeout=_PATIENCE_S, mode=0o600, thread_local=False)
             self._lock.acquire(poll_interval=_POLL_S)
             # Beside the lock, not in it: whoever tries the lock next truncates it.
             handle = os.open(self._pid_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -410,6 +410,7 @@ class Loom:
 
     def _resolve_erased(self, ref: str) -> ChunkId:
         """`resolve`, erased chunks too."""
+        self._check_open()
         try:
             return self.catalog.resolve(ref)
         except UnknownChunkError:

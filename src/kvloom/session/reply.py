@@ -103,11 +103,15 @@ class ReplyStream(Iterator[Delta]):
             self._run.close()
             self._is_cut_off = self._reply is None and self._reader not in (None, threading.get_ident())
 
+    def check_not_inside(self) -> None:
+        """Raises SessionBusyError from inside a step (a callback)."""
+        if self._is_at_work and self._reader == threading.get_ident():
+            raise SessionBusyError("the reply is at work in this thread; call cancel() from a callback instead")
+
     @contextmanager
     def _at_work(self) -> Iterator[None]:
+        self.check_not_inside()
         with self._lock:
-            if self._is_at_work:
-                raise SessionBusyError("the reply is at work in this thread; call cancel() from a callback instead")
             self._is_at_work = True
             try:
                 yield

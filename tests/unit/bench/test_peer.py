@@ -38,6 +38,16 @@ def test_the_server_computes_a_prompt_once_and_then_takes_it_from_its_cache(sett
     assert cold.ttft_s >= cold.server_prompt_s > 0
 
 
+def test_a_server_that_would_compute_too_much_is_not_waited_for(settings: PeerSettings) -> None:
+    with Peer(settings) as peer:
+        peer.complete(PROMPT)
+        assert peer.complete_below(list(reversed(PROMPT)), 100) is None
+        peer.complete(PROMPT)
+        short = peer.complete_below([*PROMPT, 7, 8, 9], 100)
+    assert short is not None
+    assert short.computed_tokens == 3
+
+
 def test_a_saved_slot_is_taken_up_by_another_server(settings: PeerSettings) -> None:
     with Peer(settings) as peer:
         told = peer.complete(PROMPT)

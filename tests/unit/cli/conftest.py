@@ -60,7 +60,7 @@ def kvloom(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Kvloom:
     """Runs `kvloom …` with the tiny model and a home of this test's own; `stdin` is what it reads."""
-    # Random weights never end a reply by themselves.
+    # Random weights may take long to end a reply by themselves.
     monkeypatch.setenv("KVLOOM_SAMPLING__MAX_TOKENS", "6")
     # Two threads spin while they wait for each other: on a busy machine one is faster for a model this small.
     monkeypatch.setenv("KVLOOM_THREADS", "1")
