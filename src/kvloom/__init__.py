@@ -1,11 +1,11 @@
 """kvloom: a context manager for local LLMs. Chunks whose KV cache is computed once, stored, and woven into any context.
 
-    import kvloom
-    with kvloom.open() as loom:
-        chunk = loom.load("utils.py")
-        chat = loom.session(system="Answer briefly.")
-        chat.activate(chunk.id)
-        print(chat.generate("What does it do?").text)
+import kvloom
+with kvloom.open() as loom:
+    chunk = loom.load("utils.py")
+    chat = loom.session(system="Answer briefly.")
+    chat.activate(chunk.id)
+    print(chat.generate("What does it do?").text)
 """
 
 from __future__ import annotations

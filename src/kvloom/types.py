@@ -222,7 +222,7 @@ class RopeSpec:
         return digest.digest()
 
 
-ENTRY_KEY_VERSION = 1
+ENTRY_KEY_VERSION = 2
 """Bump when what an entry's rows mean changes: old entries become misses."""
 
 

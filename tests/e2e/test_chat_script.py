@@ -106,7 +106,7 @@ def test_the_first_failing_line_ends_the_script_with_1(kvloom: Run) -> None:
     done = kvloom("chat", stdin="/load keyword.py\n/activate 0000000\n/quit\n")
     assert done.returncode == 1
     assert "> /quit" not in done.stdout
-    assert done.stderr.startswith("error: ")
+    assert "\nerror: no chunk is called" in f"\n{done.stderr}"
     assert "Traceback" not in done.stderr
 
 

@@ -21,6 +21,14 @@ CHILD = Path(__file__).parent / "restart_child.py"
 PATIENCE_S = 120
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are slower than one where other tests share the cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVLOOM_THREADS", "1")
+        yield
+
+
 @contextmanager
 def started(job: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(CHILD), job, *map(str, args)]
@@ -39,7 +47,7 @@ def ran(job: str, *args: object) -> dict[str, str]:
         out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, err
         assert "Traceback" not in err and "Exception" not in err
-        return dict(line.split(" ", 1) if " " in line else (line, "") for line in out.splitlines())
+        return {line.partition(" ")[0]: line.partition(" ")[2] for line in out.splitlines()}
 
 
 def read_until(process: subprocess.Popen[str], word: str, count: int = 1) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import kvloom
+from kvloom.config import load_settings
 from kvloom.session.loom import Loom
 from kvloom.session.session import Session
 from kvloom.types import F32Array
@@ -25,8 +26,16 @@ FLOOR_KL = 0.05
 """Batches of another cut round otherwise: on this model single positions differ by up to 0.017."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are slower than one where other tests share the cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVLOOM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
-def loom(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
+def loom(_one_thread: None, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
     with kvloom.open(smollm2_path, context=1024, home=tmp_path_factory.mktemp("session-home")) as opened:
         for name, text in (("notes.txt", NOTES), ("secret.txt", SECRET), ("area.py", CODE)):
             opened.load_text(text, name=name)
@@ -205,7 +214,7 @@ def test_an_entry_damaged_on_disk_is_a_counted_miss_and_the_reply_the_same(smoll
 
 
 def test_tiny_budgets_work(smollm2_path: Path, tmp_path: Path, loom: Loom) -> None:
-    settings = kvloom_settings(ram_budget_bytes=1, disk_budget_bytes=1)
+    settings = load_settings({"ram_budget_bytes": 1, "disk_budget_bytes": 1})
     with kvloom.open(smollm2_path, context=512, home=tmp_path, settings=settings) as poor:
         chat = poor.session(system=SYSTEM, fidelity="splice")
         chat.activate(poor.load_text(NOTES, name="notes.txt").id)
@@ -214,9 +223,3 @@ def test_tiny_budgets_work(smollm2_path: Path, tmp_path: Path, loom: Loom) -> No
     with loom.session(system=SYSTEM, fidelity="splice") as rich:
         rich.activate("notes.txt")
         assert rich.generate("How many piers?", max_tokens=5, temperature=0.0).text == said
-
-
-def kvloom_settings(**values: object) -> kvloom.config.Settings:  # type: ignore[name-defined]
-    from kvloom.config import load_settings
-
-    return load_settings(values)

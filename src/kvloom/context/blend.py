@@ -16,9 +16,9 @@ from itertools import accumulate, pairwise
 
 HEAD_TOKENS = 16
 """First tokens of every chunk, where the question names a place: they deviate most (docs/blend.md)."""
-HEAD_SHARE = 0.5
-"""Most of the budget that heads may take from a place. Measured for chunks alone behind one sink token; behind a
-preamble 0.2 is better (docs/blend.md)."""
+HEAD_SHARE = 0.2
+"""Most of the budget that heads may take from a place. For chunks computed behind the preamble; behind the sink token
+alone 0.5 is better (docs/blend.md)."""
 BACK_SHARE = 0.25
 """Part of a run that lies before its place: what a question quotes is mostly asked about what follows."""
 PLACE_TOKENS = 32

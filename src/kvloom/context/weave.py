@@ -17,7 +17,7 @@ from kvloom.context.device import Device, Holding
 from kvloom.context.plan import PRISTINE, Compute, Keep, Place, Plan, Resident, Wanted, make_plan
 from kvloom.engine.base import Logits, PlacedRows, RowLayer, Run
 from kvloom.errors import CancelledError, EngineUnsupportedError, StoreError
-from kvloom.types import ALONE, Entry, EntryId, EntryKey, F32Array, KVRows, SequenceId
+from kvloom.types import ALONE, Entry, EntryId, EntryKey, F32Array, KVRows, SequenceId, merkle_lineage
 
 PREFILL_STEP_TOKENS = 512
 """A prefill is cut here to report progress and to be cancelled; a multiple of the engine's 64-row cuts."""
@@ -74,12 +74,20 @@ class Span:
 class Weaver:
     """Weaves for all sessions of one device. The caller holds `device.lock`."""
 
-    def __init__(self, device: Device, store: EntryStore, lay: RowLayer, key: KeyMaker) -> None:
+    def __init__(
+        self,
+        device: Device,
+        store: EntryStore,
+        lay: RowLayer,
+        key: KeyMaker,
+        alone_prefix: Sequence[int] = (),
+    ) -> None:
         self._device = device
         self._engine = device.engine
         self._store = store
         self._lay = lay
         self._key = key
+        self._alone_prefix = tuple(alone_prefix) or (device.engine.sink_token,)
         # Stored entries that could neither be read nor deleted: promised again and again, and never there.
         self._refused: set[EntryId] = set()
 
@@ -270,19 +278,37 @@ class Weaver:
     def _alone_rows(self, wanted: Sequence[Wanted], holding: Holding, clock: _Steps) -> dict[int, KVRows]:
         """By position. Equal parts of a text are one entry, and computed once."""
         computed: dict[EntryId, KVRows] = {}
-        for want in wanted:
-            if want.entry not in computed:
-                computed[want.entry] = self._compute_alone(want, holding, clock)
+        if not wanted:
+            return {}
+        with self._device.scratch() as behind:
+            self._lay_alone_prefix(behind, holding)
+            for want in wanted:
+                if want.entry not in computed:
+                    computed[want.entry] = self._compute_alone(want, holding, behind, clock)
         return {want.position: computed[want.entry] for want in wanted}
 
-    def _compute_alone(self, want: Wanted, holding: Holding, clock: _Steps) -> KVRows:
-        """Prefill a chunk behind the sink token in a scratch sequence and store it."""
-        engine = self._engine
-        self._device.make_room(len(want.tokens) + 1, [holding])
+    def _lay_alone_prefix(self, behind: SequenceId, holding: Holding) -> None:
+        """What chunks are computed behind; it is an entry like any other, computed once for a model."""
+        prefix = self._alone_prefix
+        self._device.make_room(len(prefix), [holding])
+        want = Wanted(EntryId(""), prefix, merkle_lineage(()), 0)
+        want = replace(want, entry=self._key(want).id)
+        entry = self._store.get(want.entry) if self.has(want.entry) else None
+        if entry is not None:
+            self._engine.write(behind, [PlacedRows(entry.rows, 0)], self._lay)
+            return
+        self._engine.decode([Run(behind, prefix, 0)])
+        if len(prefix) > 1 and self._engine.capabilities.can_move_kv:
+            self._put(want, self._engine.read(behind)[1])
+
+    def _compute_alone(self, want: Wanted, holding: Holding, behind: SequenceId, clock: _Steps) -> KVRows:
+        """Prefill a chunk behind the prefix in a scratch sequence and store it."""
+        engine, start = self._engine, len(self._alone_prefix)
+        self._device.make_room(len(want.tokens), [holding])
         with self._device.scratch() as scratch:
-            engine.decode([Run(scratch, [engine.sink_token], 0)])
-            self._decode(scratch, want.tokens, 1, clock, Logits.NONE)
-            _, rows = engine.read(scratch, 1)
+            engine.copy(behind, scratch, 0, start)
+            self._decode(scratch, want.tokens, start, clock, Logits.NONE)
+            _, rows = engine.read(scratch, start)
         self._put(want, rows)
         return rows
 

@@ -21,7 +21,7 @@ from kvloom.kv.disk_files import FileBay, as_store_error, sync_directory
 from kvloom.kv.lru import LruBook
 from kvloom.kv.quantize import RowCaster
 from kvloom.kv.tier import Removed, Tier, VerifyResult
-from kvloom.types import ALONE, Entry, EntryId, RopeSpec, TierName
+from kvloom.types import ALONE, Entry, EntryId, EntryKey, RopeSpec, TierName
 
 SUFFIX = ".kve"
 _SETTLED_NS = 100_000_000
@@ -107,6 +107,12 @@ class DiskTier(Tier):
                 self._record(entry_id, image.nbytes, path.stat().st_mtime_ns)
 
         self._bay.write(path, image.write_to, commit)
+
+    def key_of(self, entry_id: EntryId) -> EntryKey | None:
+        try:
+            return entry_file.read_key(self.path_of(entry_id))
+        except (EntryCorruptError, OSError):
+            return None
 
     def contains(self, entry_id: EntryId) -> bool:
         return self.size_of(entry_id) > 0

@@ -188,6 +188,18 @@ def check(path: Path, expected: EntryId) -> EntryInfo:
     return _load(path, expected)[0]
 
 
+def read_key(path: Path) -> EntryKey:
+    """The key alone, in two small reads. Nothing is verified: not for deciding what may be loaded. Raises as `read`."""
+    with path.open("rb", buffering=0) as file:
+        actual_bytes = os.fstat(file.fileno()).st_size
+        header_bytes, tokens_bytes, _, _ = _check_preamble(path, file.read(_PREAMBLE.size), actual_bytes)
+        head = np.empty(header_bytes + tokens_bytes, np.uint8)
+        _fill(path, file, head)
+    header = _parse_header(path, head[:header_bytes])
+    tokens = np.frombuffer(head[header_bytes:].tobytes(), "<i4")
+    return _check_header(path, header, tuple(tokens.tolist()), actual_bytes)[0].key
+
+
 def _load(path: Path, expected: EntryId) -> tuple[EntryInfo, U8Array, RopeSpec | None]:
     with path.open("rb", buffering=0) as file:
         actual_bytes = os.fstat(file.fileno()).st_size

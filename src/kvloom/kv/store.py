@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from kvloom.errors import EntryCorruptError, StoreError, StoreFullError, StoreReadOnlyError
 from kvloom.kv.tier import Removed, Tier, VerifyResult
-from kvloom.types import Entry, EntryId, TierName
+from kvloom.types import Entry, EntryId, EntryKey, TierName
 
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Rows that may wait to be written: they are held in RAM beside the RAM tier's budget."""
@@ -140,6 +140,10 @@ class TieredStore:
         for tier in (*self._cold, *self._warm):
             found.update(dict.fromkeys(tier.ids()))
         return list(found)
+
+    def key_of(self, entry_id: EntryId) -> EntryKey | None:
+        """What the entry was made of, not verified; None where no tier can tell."""
+        return next(filter(None, (tier.key_of(entry_id) for tier in (*self._warm, *self._cold))), None)
 
     def size_of(self, entry_id: EntryId) -> int:
         """Bytes that the entry takes over all tiers."""

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-from kvloom.types import Entry, EntryId, TierName
+from kvloom.types import Entry, EntryId, EntryKey, TierName
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ class Tier(ABC):
     @abstractmethod
     def set_budget(self, budget_bytes: int) -> None:
         """Change the budget; evicts at once what is above it and not pinned."""
+
+    def key_of(self, entry_id: EntryId) -> EntryKey | None:
+        """What the entry was made of, None where it is not there or cannot be told. Not verified, and no use."""
+        entry = self.get(entry_id) if self.contains(entry_id) else None
+        return None if entry is None else entry.key
 
     def delete_corrupt(self, entry_id: EntryId) -> bool:
         """Take an entry out that failed its check, unless somebody has put a whole one there since."""

@@ -26,7 +26,7 @@ from kvloom.context.weave import (
 from kvloom.engine.base import Engine, RowLayer
 from kvloom.errors import EngineStateError
 from kvloom.kv.store import TieredStore
-from kvloom.types import EntryId, EntryKey, Fidelity, Lineage, TierName
+from kvloom.types import EntryId, EntryKey, Fidelity, Lineage, ModelFingerprint, TierName
 
 MAX_REPLANS = 8
 """A weave finds all damaged entries that it wants at once; what replaces them may be damaged, too."""
@@ -44,24 +44,27 @@ class Composed:
 class Composer:
     """Weaves manifests of all sessions of one loom. Callers hold `device.lock` while a holding is in use."""
 
-    def __init__(self, engine: Engine, device: Device, store: TieredStore, lay: RowLayer) -> None:
+    def __init__(
+        self, engine: Engine, device: Device, store: TieredStore, lay: RowLayer, alone_prefix: Sequence[int] = ()
+    ) -> None:
         self.engine = engine
         self.device = device
         self.store = store
-        self.weaver = Weaver(device, store, lay, self.entry_key)
+        self.weaver = Weaver(device, store, lay, self.entry_key, alone_prefix)
+        self._model = _computed_by(engine.fingerprint, alone_prefix)
         self._layout = engine.layout.canonical()
         self._rope = engine.rope.canonical()
         self._ids: dict[tuple[str, Lineage], EntryId] = {}
         self._token_bytes: dict[str, tuple[bytes, ...]] = {}
 
     def entry_key(self, wanted: Wanted) -> EntryKey:
-        return EntryKey(wanted.tokens, self.engine.fingerprint, self._layout, self._rope, wanted.lineage)
+        return EntryKey(wanted.tokens, self._model, self._layout, self._rope, wanted.lineage)
 
     def entry_id(self, tokens: Tokens, lineage: Lineage) -> EntryId:
         """The id of the entry for these tokens behind this lineage, under the loaded model."""
         known = self._ids.get((tokens.digest, lineage))
         if known is None:
-            known = EntryKey(tokens.ids, self.engine.fingerprint, self._layout, self._rope, lineage).id
+            known = EntryKey(tokens.ids, self._model, self._layout, self._rope, lineage).id
             self._ids[tokens.digest, lineage] = known
         return known
 
@@ -168,6 +171,16 @@ class Composer:
         held = {(resident.entry, resident.position) for resident in holding.residents.values()}
         entries = ((slot, self.entry_id(slot.tokens, slot.lineage)) for slot in manifest.turns if slot.active)
         return {s.ref for s, entry in entries if (entry, s.position) not in held and not self.weaver.has(entry)}
+
+
+def _computed_by(fingerprint: ModelFingerprint, alone_prefix: Sequence[int]) -> ModelFingerprint:
+    """The model, and what its chunks are computed behind: entries of another prefix are other entries.
+
+    It is in every key and not in the lineage alone, since turns behind such chunks differ with it too.
+    """
+    if len(alone_prefix) <= 1:
+        return fingerprint
+    return ModelFingerprint(hashlib.sha256(f"{fingerprint}:{list(alone_prefix)}".encode()).hexdigest())
 
 
 def _without_done(runs: Sequence[Span], residents: Sequence[Resident]) -> list[Span]:

@@ -24,6 +24,7 @@ from kvloom.errors import AmbiguousChunkError, LoomClosedError, SessionBusyError
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
 from kvloom.session.composer import Composer
+from kvloom.session.gc import collect
 from kvloom.session.history import History, TurnRecord
 from kvloom.session.library import Library
 from kvloom.session.log import SessionLog
@@ -49,6 +50,7 @@ from kvloom.session.values import (
     VerifyResult,
 )
 from kvloom.text.pieces import PromptBuilder
+from kvloom.text.preamble import alone_prefix
 from kvloom.types import ChunkId, EntryId, Fidelity, SessionId, TierName
 
 
@@ -75,8 +77,10 @@ class Loom:
         self.reserve = min(settings.reserve_tokens, settings.context // 4)
         self.rates = Rates()
         self.device = Device(engine)
-        self.composer = Composer(engine, self.device, store, rotator.lay)
         self.builder = PromptBuilder(engine.vocabulary, default_system=settings.system)
+        room = min(engine.train_context, engine.num_cells)
+        prefix = alone_prefix(engine.sink_token, room, self.builder.tokenizer.content)
+        self.composer = Composer(engine, self.device, store, rotator.lay, prefix)
         self._model_name, self._model_path = model
         self._rotator = rotator
         self._database = Database(home)
@@ -194,13 +198,7 @@ class Loom:
         """Remove stored entries that no chunk and no session of any model names any more."""
         self._check_open()
         self.store.flush()
-        keep = set(self.catalog.all_entries())
-        for info in self.log.list():
-            for record in self.log.manifests(info.id):
-                manifest = Manifest.decode(record.body, self.log.tokens)
-                keep.update(self.composer.entry_id(slot.tokens, slot.lineage) for slot in manifest.slots)
-        removed = self.store.gc(keep)
-        return GcReport(removed.num_entries, removed.nbytes)
+        return collect(self)
 
     def count(self, text: str) -> int:
         """The exact number of tokens of `text` under the loaded model, special tokens read as text."""

@@ -201,9 +201,10 @@ def test_profiles_are_saved_used_and_deleted(kvloom: Kvloom, files: list[Path]) 
 
 
 def test_fidelity_and_system_are_shown_and_set(kvloom: Kvloom) -> None:
-    script = "/fidelity\n/fidelity exact\n/system Be brief, please.\n/system\n"
-    shown, exact, _, system = results(kvloom("chat", "--json", stdin=script))
+    script = "/system\n/fidelity\n/fidelity exact\n/system Be brief, please.\n/system\n"
+    default, shown, exact, _, system = results(kvloom("chat", "--json", stdin=script))
     assert (shown["fidelity"], exact["fidelity"]) == ("splice", "exact")
+    assert default["system"] == "You are a helpful assistant."
     assert system["system"] == "Be brief, please."
     assert "did you mean exact" in kvloom("chat", stdin="/fidelity exakt\n").err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,7 +141,7 @@ def test_no_edit_ever_overlaps_positions_or_mixes_the_order_of_kinds(
     for step, edit in enumerate(edits):
         manifest = edited(manifest, edit, step)
         active = manifest.active
-        for left, right in zip(active, active[1:], strict=False):
+        for left, right in pairwise(active):
             assert left.stop <= right.position
         kinds = [order.index(slot.kind) for slot in manifest.slots]
         assert kinds == sorted(kinds)

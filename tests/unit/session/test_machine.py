@@ -61,8 +61,7 @@ class Sessions(RuleBasedStateMachine):
         now = self.chat.manifest
         try:
             change()
-        except ContextOverflowError as error:
-            assert str(error.num_needed_tokens) in str(error)
+        except ContextOverflowError:
             assert self.chat.manifest == now
         if self.chat.manifest != now:
             self.before.append(now)

@@ -83,16 +83,21 @@ def open_session(options: Options, loom: Loom, name: str | None, latest: bool, s
         except UnknownSessionError:
             if ID_PATTERN.fullmatch(name):
                 raise
-            fresh = loom.session(system=system)
+            fresh = new_session(loom, system)
             fresh.rename(name)
             return fresh
     if found is None:
-        return loom.session(system=system)
+        return new_session(loom, system)
     if system is not None:
         found.set_system(system)
     if options.fidelity is not None:
         found.set_fidelity(options.fidelity)
     return found
+
+
+def new_session(loom: Loom, system: str | None) -> Session:
+    """A session with this system prompt, or with that of the settings, so that /system shows what the model sees."""
+    return loom.session(system=loom.settings.system if system is None else system)
 
 
 def register(app: typer.Typer) -> None:

@@ -73,14 +73,15 @@ def report_view(report: DemoReport) -> RenderableType:
     table.add_column("top-1", justify="right")
     for row in report.rows:
         table.add_row(*_cells(row))
-    identical = "identical to the bit" if report.is_restart_identical else "NOT identical"
+    same = "identical to the bit" if report.is_restart_identical else "the same rows, added up in another order"
     words = [
         f"\n{report.model}, {report.fidelity.value}: {len(report.files)} files, "
-        f"{amounts.tokens(report.num_file_tokens)} tokens, {amounts.seconds(report.seconds)} in all",
+        f"{amounts.tokens(report.num_file_tokens)} tokens, their KV computed once in {amounts.seconds(report.load_s)}; "
+        f"{amounts.seconds(report.seconds)} in all",
         "prompt = reused (on the device) + loaded (from RAM or disk; rotated: to another place) + computed",
         "full prefill: the exact way to the same first token, measured in this run, and the tokens it computed",
         "KL and top-1: next-token distributions against that prefill, over several questions",
-        f"restart: the logits before and after it are {identical}",
+        f"restart: KL of the next token after it against before it {report.restart_kl:.1e} ({same})",
     ]
     return Group(table, "\n".join(words))
 
@@ -93,7 +94,7 @@ def _cells(row: DemoRow) -> list[str]:
     return [
         row.step,
         *(amounts.tokens(count) for count in counts),
-        amounts.seconds(row.ttft_s),
+        "–" if row.ttft_s is None else amounts.seconds(row.ttft_s),
         prefill,
         "–" if row.speedup is None else f"{row.speedup:.0f}×",
         "–" if row.kl is None else f"{row.kl:.4f}",
