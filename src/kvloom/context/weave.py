@@ -287,12 +287,16 @@ class Weaver:
                     computed[want.entry] = self._compute_alone(want, holding, behind, clock)
         return {want.position: computed[want.entry] for want in wanted}
 
+    def alone_prefix(self) -> Wanted:
+        """What chunks are computed behind, as an entry at position 0."""
+        want = Wanted(EntryId(""), self._alone_prefix, merkle_lineage(()), 0)
+        return replace(want, entry=self._key(want).id)
+
     def _lay_alone_prefix(self, behind: SequenceId, holding: Holding) -> None:
         """What chunks are computed behind; it is an entry like any other, computed once for a model."""
         prefix = self._alone_prefix
         self._device.make_room(len(prefix), [holding])
-        want = Wanted(EntryId(""), prefix, merkle_lineage(()), 0)
-        want = replace(want, entry=self._key(want).id)
+        want = self.alone_prefix()
         entry = self._store.get(want.entry) if self.has(want.entry) else None
         if entry is not None:
             self._engine.write(behind, [PlacedRows(entry.rows, 0)], self._lay)

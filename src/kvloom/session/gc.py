@@ -24,7 +24,7 @@ def collect(loom: Loom) -> GcReport:
         for record in loom.log.manifests(info.id):
             manifest = Manifest.decode(record.body, tokens)
             named.update((slot.tokens.digest, slot.lineage) for slot in manifest.slots)
-    keep = loom.catalog.all_entries()
+    keep = loom.catalog.all_entries() | {loom.composer.weaver.alone_prefix().entry}
     for entry in loom.store.ids():
         key = loom.store.key_of(entry) if entry not in keep else None
         if key is not None and (Tokens(key.tokens).digest, key.lineage) in named:
