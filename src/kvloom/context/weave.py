@@ -366,7 +366,9 @@ class Weaver:
         for position, resident in list(holding.residents.items()):
             touched = [r for r in runs if r.start < resident.stop and r.stop > resident.position]
             if touched:
-                spans = ",".join(f"{r.start - position}-{r.stop - position}" for r in touched)
+                # A run may span two chunks: each remembers its own part.
+                inside = [(max(r.start, position) - position, min(r.stop, resident.stop) - position) for r in touched]
+                spans = ",".join(f"{start}-{stop}" for start, stop in inside)
                 before = resident.variant.partition(":")[2]
                 variant = f"{prefix(position)}:{before + ',' if before else ''}{spans}"
                 holding.residents[position] = replace(resident, variant=variant)

@@ -78,8 +78,8 @@ class Loom:
         self.rates = Rates()
         self.device = Device(engine)
         self.builder = PromptBuilder(engine.vocabulary, default_system=settings.system)
-        room = min(engine.train_context, engine.num_cells)
-        prefix = alone_prefix(engine.sink_token, room, self.builder.tokenizer.content)
+        # By the model alone: were the window in it, another window would find none of the stored KV.
+        prefix = alone_prefix(engine.sink_token, engine.train_context, self.builder.tokenizer.content)
         self.composer = Composer(engine, self.device, store, rotator.lay, prefix)
         self._model_name, self._model_path = model
         self._rotator = rotator
