@@ -180,7 +180,7 @@ def sealed(data: bytearray) -> bytes:
     [
         (b'"k_type":"f16"', b'"k_type":"q80"'),
         (b'"num_tokens":2', b'"num_tokens":3'),
-        (b'"key_version":1', b'"key_version":9'),
+        (b'"key_version":2', b'"key_version":9'),
         (b'"rows_bytes":3072', b'"rows_bytes":3073'),
         (b'"lineage":"alone"', b'"lineage":"alonf"'),
         (b'"model":"abab', b'"model":"abac'),
@@ -249,7 +249,7 @@ def test_the_file_is_what_the_byte_table_in_the_docs_says(tmp_path: Path) -> Non
     assert file_bytes == len(data) == payload_at + payload_bytes + 16
     header = json.loads(data[64 : 64 + header_bytes])
     assert header == {
-        "key_version": 1,
+        "key_version": 2,
         "model": entry.key.model,
         "lineage": "alone",
         "rope": entry.key.rope.hex(),
