@@ -9,10 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kvloom.config import Paths, paths
 from kvloom.errors import KvloomError
 from kvloom.model.pull import ensure_model
+
+# CI draws the same examples every time: a new find belongs to whoever is at work, not to an unrelated change.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 FETCH_LINE_EVERY_S = 10.0
 

@@ -67,7 +67,8 @@ class TextStream:
         held = self._held + fresh
         found = [(held.find(word), word) for word in self._stop if word in held]
         if found:
-            at, self.stopped_by = min(found, key=lambda hit: (hit[0], -len(hit[1])))
+            # The first to be complete ends the reply, however the text is cut into tokens.
+            at, self.stopped_by = min(found, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             held, keep = held[:at], 0
         else:
             keep = 0 if is_last else self._num_open(held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvloom.errors import UsageError
@@ -36,10 +36,13 @@ def test_deltas_join_to_the_text_and_never_hold_half_a_character(text: str) -> N
     text=st.text("ab<é", max_size=40),
     stop=st.lists(st.text("ab<é", min_size=1, max_size=4), min_size=1, max_size=3, unique=True),
 )
-def test_text_ends_before_the_first_stop_string_and_nothing_of_it_is_ever_given(text: str, stop: list[str]) -> None:
+@example(text="<a<", stop=["a", "<a<"])
+def test_text_ends_before_the_first_whole_stop_string_and_nothing_of_it_is_ever_given(
+    text: str, stop: list[str]
+) -> None:
     out, deltas = stream(text, tuple(stop))
-    places = [text.find(word) for word in stop if word in text]
-    expected = text[: min(places)] if places else text
+    places = [(text.find(word) + len(word), text.find(word)) for word in stop if word in text]
+    expected = text[: min(places)[1]] if places else text
     assert "".join(deltas) == expected
     assert bool(out.stopped_by) == bool(places)
     assert bytes(out.kept_tokens()).decode() == expected
