@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Compute:
-    """Rows are prefilled: alone behind the sink and then placed (`alone`), or where they stand."""
+    """Rows are prefilled: alone behind the fixed prefix and then placed (`alone`), or where they stand."""
 
     wanted: Wanted
 
