@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import platformdirs
 import psutil
@@ -140,10 +140,6 @@ class RopeSettings(BaseModel):
     yarn_beta_fast: float | None = Field(None, gt=0, description="YaRN: low correction dimension")
     yarn_beta_slow: float | None = Field(None, gt=0, description="YaRN: high correction dimension")
 
-    @property
-    def is_changed(self) -> bool:
-        return any(value is not None for value in self.model_dump().values())
-
 
 class SamplingSettings(BaseModel):
     """Defaults of every reply. None: the model file's own, where it has one."""
@@ -201,8 +197,6 @@ class Settings(BaseSettings):
     reserve_tokens: int = Field(512, ge=0, description="tokens of the window kept free for the reply")
     rope: RopeSettings = Field(default_factory=RopeSettings, description="RoPE overrides")
     sampling: SamplingSettings = Field(default_factory=SamplingSettings, description="how replies are drawn")
-
-    foreign_names: ClassVar[tuple[str, ...]] = tuple(FOREIGN_VARIABLES)
 
     @field_validator("model")
     @classmethod

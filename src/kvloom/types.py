@@ -103,11 +103,6 @@ class KVLayout:
         return len(self.layers)
 
     @property
-    def is_uniform(self) -> bool:
-        """Whether all layers have one shape, so that K is one (layers, n, row) block."""
-        return len(set(self.layers)) == 1
-
-    @property
     def k_token_bytes(self) -> int:
         return sum(self.k_row_bytes(i) for i in range(self.num_layers))
 
@@ -158,16 +153,6 @@ class KVRows:
         """V rows of one layer, (num_tokens, v_row_bytes) view."""
         before = self.layout.k_token_bytes + sum(self.layout.v_row_bytes(i) for i in range(layer))
         return self._view(before * self.num_tokens, self.layout.v_row_bytes(layer))
-
-    def k_block(self) -> U8Array:
-        """All K rows of a uniform layout, (num_layers, num_tokens, k_row_bytes) view."""
-        size = self.layout.k_token_bytes * self.num_tokens
-        return self.data[:size].reshape(self.layout.num_layers, self.num_tokens, -1)
-
-    def v_block(self) -> U8Array:
-        """All V rows of a uniform layout, (num_layers, num_tokens, v_row_bytes) view."""
-        size = self.layout.k_token_bytes * self.num_tokens
-        return self.data[size:].reshape(self.layout.num_layers, self.num_tokens, -1)
 
     def slice(self, start: int, stop: int) -> KVRows:
         """A copy of rows start … stop - 1."""

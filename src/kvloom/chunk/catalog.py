@@ -210,12 +210,6 @@ class Catalog:
         record = _name_record(rows[0])
         return NameRecord(name, record.chunk_id, record.source, tuple(ChunkId(row[0]) for row in former))
 
-    def point(self, name: str, chunk_id: ChunkId, source: Source | None = None) -> tuple[ChunkId, ...]:
-        """Let a name point at a known chunk. Returns what it pointed at before, if that was another."""
-        with self._db.transaction():
-            self.get(chunk_id)
-            return self._point(name, chunk_id, source)
-
     def stale(self, names: Iterable[str] | None = None) -> tuple[StaleName, ...]:
         """Names (all by default) whose files differ from what was loaded; content decides, not the time stamp."""
         sql = f"{_SELECT_NAME} JOIN chunks c ON c.id = chunk_id WHERE path IS NOT NULL AND c.erased_s IS NULL"

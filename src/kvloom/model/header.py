@@ -58,10 +58,6 @@ class ModelHeader:
     def path(self) -> Path:
         return self.paths[0]
 
-    @property
-    def bits_per_weight(self) -> float:
-        return self.tensor_bytes * 8 / max(1, self.num_parameters)
-
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
     """All files of a model that was cut into `…-00001-of-00003.gguf`; just the path for any other."""

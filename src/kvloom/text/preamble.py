@@ -50,11 +50,11 @@ class Worker:
 """Some prose and some code, as in files. Changing a byte changes what entries mean: bump `types.ENTRY_KEY_VERSION`."""
 
 MAX_TOKENS = 256
-"""More gains nothing, and the cells are wanted for chunks."""
+"""About the length that was measured; a vocabulary of bytes would make a thousand of it."""
 MIN_CONTEXT = 2048
-"""Models trained for less, and engines with fewer cells, keep to the sink: they need the room for chunks."""
+"""Models trained for less keep to the sink: they need the positions for chunks."""
 
 
 def alone_prefix(sink_token: int, context: int, tokenize: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
-    """The token ids that a chunk is computed behind when it is computed alone; `context`: what there is room for."""
+    """The token ids that a chunk is computed behind when it is computed alone; for a model trained for `context`."""
     return (sink_token, *tokenize(PREAMBLE)[:MAX_TOKENS]) if context >= MIN_CONTEXT else (sink_token,)
