@@ -30,6 +30,11 @@ X86_SWITCHES: dict[str, tuple[str, ...]] = {
     "GGML_AVX512_BF16": ("avx512_bf16",),
 }
 
+# ggml's dot products look f16 scales up in a table of 256 KiB; a CPU with F16C converts them in one instruction, to the
+# same value. With that and the loops unrolled, decoding is 7 to 10 % faster (docs/benchmarks.md). The parentheses reach
+# a shell twice: CMAKE_ARGS is split like a command line, and the compiler's command is one.
+F16C_FLAGS = r"-funroll-loops -DGGML_CPU_FP16_TO_FP32\(x\)=_cvtsh_ss\(x\)"
+
 # macOS names some features differently.
 MACOS_NAMES = {"sse4.2": "sse4_2", "avx1.0": "avx", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}
 
@@ -72,7 +77,10 @@ def cmake_args(machine: str, features: frozenset[str], environ: Mapping[str, str
     avx512 = X86_SWITCHES["GGML_AVX512"]
     needed = {n: flags + (avx512 if n.startswith("GGML_AVX512") else ()) for n, flags in X86_SWITCHES.items()}
     switches = {name: features.issuperset(flags) for name, flags in needed.items()}
-    return " ".join(["-DGGML_NATIVE=OFF", *(f"-D{name}={'ON' if on else 'OFF'}" for name, on in switches.items())])
+    named = ["-DGGML_NATIVE=OFF", *(f"-D{name}={'ON' if on else 'OFF'}" for name, on in switches.items())]
+    if switches["GGML_F16C"]:
+        named += [f"-DCMAKE_{language}_FLAGS='{F16C_FLAGS}'" for language in ("C", "CXX")]
+    return " ".join(named)
 
 
 def build_key(args: str, machine: str, features: frozenset[str]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,14 @@ def test_what_an_old_cpu_lacks_is_switched_off_since_llama_cpp_would_switch_it_o
     assert {word for word in args if word.endswith("=ON")} == {"-DGGML_SSE42=ON", "-DGGML_AVX=ON"}
     for name in ("AVX2", "FMA", "F16C", "BMI2"):
         assert f"-DGGML_{name}=OFF" in args
+    assert not any("FLAGS" in word for word in args)
+
+
+def test_f16_scales_are_converted_by_the_cpu_where_it_can_and_the_flags_survive_two_shells() -> None:
+    args = shlex.split(cmake_args("x86_64", ALDER_LAKE, {}))  # as the build back end splits them
+    flags = {name: value for name, _, value in (word.removeprefix("-DCMAKE_").partition("=") for word in args)}
+    assert flags["C_FLAGS"] == flags["CXX_FLAGS"]
+    assert shlex.split(flags["C_FLAGS"]) == ["-funroll-loops", "-DGGML_CPU_FP16_TO_FP32(x)=_cvtsh_ss(x)"]
 
 
 def test_avx512_needs_all_of_its_five_parts() -> None:
