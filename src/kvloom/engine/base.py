@@ -144,6 +144,8 @@ class Engine(ABC):
     """Native cells: the most tokens that all sequences together may hold."""
     train_context: int
     """The length the model was trained for, RoPE scaling included."""
+    uses_accelerator: bool
+    """Whether layers and cells are on a GPU: its memory is what runs short then."""
     sink_token: int
     """The one fixed token behind which chunks are computed alone (see `Lineage`)."""
 
@@ -190,6 +192,14 @@ class Engine(ABC):
     @abstractmethod
     def used_cells(self) -> int:
         """Cells that some sequence holds, by our own books; a cell shared by several sequences counts once."""
+
+    @abstractmethod
+    def resize(self, num_cells: int) -> None:
+        """Another number of cells for the same weights; every sequence is empty afterwards.
+
+        The old cells are given back before the new ones are asked for. Where these cannot be had the old number comes
+        back, empty too, and EngineMemoryError says so. 0 gives all cells back: nothing can be computed until a resize.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kvloom.engine.base import Capabilities, Engine, Logits, PlacedRows, RowLayer, Run, Sampler, Vocabulary
 from kvloom.engine.books import MAX_POSITION, CellBooks
-from kvloom.errors import EngineStateError, EngineUnsupportedError
+from kvloom.errors import EngineMemoryError, EngineStateError, EngineUnsupportedError
 from kvloom.types import (
     F32Array,
     F64Array,
@@ -136,16 +136,14 @@ class FakeEngine(Engine):
         self.vocabulary: FakeVocabulary = FakeVocabulary()
         self.num_cells = num_cells
         self.train_context = 32768
+        self.uses_accelerator = False
         self.sink_token = IM_START
         self.num_decoded_tokens = 0
         """Tokens computed so far: what a test of reuse wants to know."""
+        self.max_cells = 1 << 20
+        """More cannot be had: what a test of a failing resize sets."""
         self._salt = _mix(np.array([seed], np.uint64))[0]
-        self._books = CellBooks(num_cells, max_sequences)
-        self._free = list(range(num_cells - 1, -1, -1))
-        self._holders = np.zeros(num_cells, np.int32)
-        self._rows = np.zeros((num_cells, LAYOUT.token_bytes), np.uint8)
-        self._content = np.zeros(num_cells, np.uint64)
-        self._cells: list[dict[int, int]] = [{} for _ in range(max_sequences)]
+        self._reset(num_cells)
         self._distances = _mix(np.arange(1024, dtype=np.uint64)) | np.uint64(1)
         self._is_open = True
 
@@ -293,6 +291,25 @@ class FakeEngine(Engine):
 
     def used_cells(self) -> int:
         return self._books.num_used_cells
+
+    def resize(self, num_cells: int) -> None:
+        self._check_open()
+        if num_cells > self.max_cells:
+            self._reset(self.num_cells)
+            raise EngineMemoryError(
+                f"{num_cells} cells cannot be had, {self.max_cells} can; {self.num_cells} are back as before"
+            )
+        self._reset(num_cells)
+
+    def _reset(self, num_cells: int) -> None:
+        max_sequences = self.capabilities.max_sequences
+        self.num_cells = num_cells
+        self._books = CellBooks(num_cells, max_sequences)
+        self._free = list(range(num_cells - 1, -1, -1))
+        self._holders = np.zeros(num_cells, np.int32)
+        self._rows = np.zeros((num_cells, LAYOUT.token_bytes), np.uint8)
+        self._content = np.zeros(num_cells, np.uint64)
+        self._cells: list[dict[int, int]] = [{} for _ in range(max_sequences)]
 
     def close(self) -> None:
         self._is_open = False

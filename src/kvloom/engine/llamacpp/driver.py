@@ -70,7 +70,9 @@ class LlamaCppEngine(Engine):
         self._books = CellBooks(native.num_cells, settings.max_sequences + 1)
         self._batch = batch.NativeBatch(native.max_rows)
         self._state_buffer: U8Array = np.empty(0, np.uint8)
-        has_tiles = settings.num_gpu_layers == 0 and {settings.kv_type_k, settings.kv_type_v} == {KVType.F16}
+        # "All layers on the GPU" is the default, and most builds have none.
+        self.uses_accelerator = settings.num_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+        has_tiles = not self.uses_accelerator and {settings.kv_type_k, settings.kv_type_v} == {KVType.F16}
         quantum = PREFILL_QUANTUM if has_tiles else 1
         balance = batch.balance_tokens(
             llama_cpp.llama_model_n_params(native.model),
@@ -317,11 +319,13 @@ class LlamaCppEngine(Engine):
         if not self.capabilities.can_move_kv:
             raise EngineUnsupportedError(f"K/V rows of this model cannot be moved: {self.capabilities.why_not}")
 
-    def _check_sequence(self, sequence: int) -> None:
+    def _check_sequence(self, sequence: int, *, needs_cells: bool = True) -> None:
         if not 0 <= sequence < self._pad_sequence:
             raise EngineStateError(f"sequence {sequence} does not exist: there are 0 … {self._pad_sequence - 1}")
         if not self._native.is_open:
             raise EngineStateError("the engine was closed")
+        if needs_cells and not self._native.num_cells:
+            raise EngineStateError("the engine has given its cells back: resize it first")
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -330,6 +334,15 @@ class LlamaCppEngine(Engine):
 
     def used_cells(self) -> int:
         return self._books.num_used_cells
+
+    def resize(self, num_cells: int) -> None:
+        self._check_sequence(0, needs_cells=False)
+        try:
+            self._native.resize(num_cells)
+        finally:
+            self.num_cells = self._native.num_cells
+            self._books = CellBooks(self.num_cells, self._pad_sequence + 1)
+            self._state_buffer = np.empty(0, np.uint8)
 
     def close(self) -> None:
         self._native.close()

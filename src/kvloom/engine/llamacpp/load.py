@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -129,19 +129,18 @@ class NativeModel:
         install_log()
         llama_cpp.llama_backend_init()
         self.settings = settings
+        self.memory = self.num_cells = 0
         self._context: int | None = None
         self._model: int | None = _load_model(settings)
         try:
             self.metadata = Metadata(self._model)
             _refuse_what_cannot_generate(self._model, settings.path)
             self._refuse_kv_type(settings)
-            self._context = open_context(self._model, settings)
+            self._open(settings)
         except BaseException:
             self.close()
             raise
         self.vocabulary: int = llama_cpp.llama_model_get_vocab(self._model) or 0
-        self.memory: int = llama_cpp.llama_get_memory(self._context)
-        self.num_cells: int = llama_cpp.llama_n_ctx(self._context)
         self.max_rows = min(llama_cpp.llama_n_batch(self._context), llama_cpp.llama_n_ubatch(self._context))
 
     def _refuse_kv_type(self, settings: LoadSettings) -> None:
@@ -163,6 +162,30 @@ class NativeModel:
         assert self._context is not None, "used after close()"
         return self._context
 
+    def resize(self, num_cells: int) -> None:
+        """Another context for the same weights, never two at once; 0 leaves none.
+
+        Raises EngineMemoryError, with the old size back.
+        """
+        before = self.settings
+        if self._context is not None:
+            context, self._context = self._context, None
+            llama_cpp.llama_free(context)
+        self.num_cells = 0
+        if not num_cells:
+            return
+        try:
+            self._open(replace(before, num_cells=num_cells))
+        except EngineMemoryError:
+            self._open(before)
+            raise
+
+    def _open(self, settings: LoadSettings) -> None:
+        self._context = open_context(self.model, settings)
+        self.settings = settings
+        self.memory = llama_cpp.llama_get_memory(self._context)
+        self.num_cells = llama_cpp.llama_n_ctx(self._context)
+
     def kv_types(self) -> tuple[KVType, ...]:
         """What K and V may be held in: the quantized types need heads of whole blocks."""
         whole = all(size % QUANTIZED_BLOCK == 0 for size in head_sizes(self.model, self.metadata))
@@ -170,7 +193,7 @@ class NativeModel:
 
     @property
     def is_open(self) -> bool:
-        return self._context is not None
+        return self._model is not None
 
     def close(self) -> None:
         if self._context is not None:
