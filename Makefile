@@ -21,9 +21,10 @@ demo: setup ## fetch the default model and show what kvloom does, on real files
 test: ## everything that CI checks: format, lint, types, import rules, docs, tests
 	@PYTHON="$(PYTHON)" bash tools/check.sh
 
-bench: ## side by side with llama.cpp's own server; results as tables
+bench: ## side by side with llama.cpp's own server; tables, and plots in bench-results/
 	@$(PYTHON) tools/setup.py --extra bench
-	@for name in switch restart fidelity decode; do $(KVLOOM) bench $$name || exit 1; done
+	@for name in switch restart fidelity decode codecs; do \
+		$(KVLOOM) bench $$name --plot bench-results/$$name.svg || exit 1; done
 
 soak: ## long runs that watch memory and correctness
 	@$(PYTHON) tools/setup.py --extra dev

@@ -10,12 +10,14 @@ with kvloom.open() as loom:
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from kvloom.errors import (
     AmbiguousChunkError,
     CancelledError,
     ChunkError,
+    CompressionError,
     ConfigError,
     ContentError,
     ContextOverflowError,
@@ -26,6 +28,7 @@ from kvloom.errors import (
     EntryCorruptError,
     KvloomError,
     LoomClosedError,
+    MemoryPressureError,
     ModelError,
     ModelFetchError,
     ModelFormatError,
@@ -34,17 +37,21 @@ from kvloom.errors import (
     SessionBusyError,
     SessionClosedError,
     SessionError,
+    SnapshotError,
     StoreError,
     StoreFullError,
     StoreReadOnlyError,
     TemplateError,
     UnknownChunkError,
     UnknownSessionError,
+    UnknownSnapshotError,
     UsageError,
 )
 from kvloom.types import Fidelity, KVType, TierName, Usage
 
 if TYPE_CHECKING:
+    from kvloom.context.policies.base import policy_names as policies
+    from kvloom.reduce.truncate import Keep, Truncated, truncate
     from kvloom.session.loom import Loom
     from kvloom.session.rooms import open_loom as open  # noqa: A004 - `kvloom.open` is the public name
     from kvloom.session.session import Session
@@ -55,6 +62,7 @@ __all__ = [
     "AmbiguousChunkError",
     "CancelledError",
     "ChunkError",
+    "CompressionError",
     "ConfigError",
     "ContentError",
     "ContextOverflowError",
@@ -65,9 +73,11 @@ __all__ = [
     "EntryCorruptError",
     "Fidelity",
     "KVType",
+    "Keep",
     "KvloomError",
     "Loom",
     "LoomClosedError",
+    "MemoryPressureError",
     "ModelError",
     "ModelFetchError",
     "ModelFormatError",
@@ -77,31 +87,38 @@ __all__ = [
     "SessionBusyError",
     "SessionClosedError",
     "SessionError",
+    "SnapshotError",
     "StoreError",
     "StoreFullError",
     "StoreReadOnlyError",
     "TemplateError",
     "TierName",
+    "Truncated",
     "UnknownChunkError",
     "UnknownSessionError",
+    "UnknownSnapshotError",
     "Usage",
     "UsageError",
     "open",
+    "policies",
+    "truncate",
 ]
 
 
+_LAZY = {
+    "Keep": ("kvloom.reduce.truncate", "Keep"),
+    "Loom": ("kvloom.session.loom", "Loom"),
+    "Session": ("kvloom.session.session", "Session"),
+    "Truncated": ("kvloom.reduce.truncate", "Truncated"),
+    "open": ("kvloom.session.rooms", "open_loom"),
+    "policies": ("kvloom.context.policies.base", "policy_names"),
+    "truncate": ("kvloom.reduce.truncate", "truncate"),
+}
+"""What loads numpy and the engine is imported when it is first used: `kvloom --help` must not wait for it."""
+
+
 def __getattr__(name: str) -> Any:
-    """What loads numpy and the engine is imported when it is first used: `kvloom --help` must not wait for it."""
-    if name == "open":
-        from kvloom.session.rooms import open_loom
-
-        return open_loom
-    if name == "Loom":
-        from kvloom.session.loom import Loom
-
-        return Loom
-    if name == "Session":
-        from kvloom.session.session import Session
-
-        return Session
-    raise AttributeError(f"module 'kvloom' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'kvloom' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -24,7 +24,11 @@ KvloomError
 │   ├── UnknownSessionError     no session of that id or name
 │   ├── SessionBusyError        another process or thread is writing it
 │   ├── SessionClosedError      used after close()
-│   └── NothingToUndoError      the session's log has no earlier manifest
+│   ├── NothingToUndoError      the session's log has no earlier manifest
+│   ├── SnapshotError           a snapshot is damaged, or of a newer version
+│   │   └── UnknownSnapshotError no snapshot of that id or title
+│   └── CompressionError        nothing could be compressed, or it gained too little; the context is as before
+├── MemoryPressureError         memory is critically short: new work is refused, nothing is lost
 ├── LoomClosedError             the loom was closed
 ├── CancelledError              a running generation was cancelled (the context is as before the turn)
 └── UsageError                  a command or call was given arguments that make no sense
@@ -152,6 +156,22 @@ class SessionClosedError(SessionError):
 
 class NothingToUndoError(SessionError):
     """There is no earlier manifest in the session's log."""
+
+
+class SnapshotError(SessionError):
+    """A snapshot cannot be used: damaged, or written by a newer version."""
+
+
+class UnknownSnapshotError(SnapshotError):
+    """The session has no snapshot of that id or title."""
+
+
+class CompressionError(SessionError):
+    """Nothing could be compressed, or it gained too little; the context is as it was before."""
+
+
+class MemoryPressureError(KvloomError):
+    """Memory is critically short: new work is refused until there is more, and nothing is lost."""
 
 
 class LoomClosedError(KvloomError):

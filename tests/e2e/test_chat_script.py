@@ -92,6 +92,57 @@ def test_chunks_switch_off_and_on_and_move_without_being_computed_again_over_a_r
     assert prompt["text"].index("to_thread") < prompt["text"].index("kwlist")
 
 
+TURNS = "".join(f"My pet number {number} is a {pet}.\n" for number, pet in enumerate(("cat", "dog", "owl", "fox")))
+
+
+def test_snapshots_sizes_and_the_ledger_over_a_restart(kvloom: Run) -> None:
+    script = (
+        f"{TURNS}/context snapshot four pets\n/context prompt\n/context size 6k\n/clear 1 2\n/ledger\nAnd now?\n"
+        "/context stats\n/context\n"
+    )
+    *_, taken, there, resized, _, ledger, _, stats, view = results(
+        kvloom("chat", "--session", "pets", "--json", stdin=script)
+    )
+    assert (resized["window_before"], resized["window"]) == (4096, 6144)
+    assert [line["text"] for line in ledger["lines"]] == TURNS.splitlines()[:2]
+    assert stats["stats"]["num_ledger_tokens"] == ledger["num_tokens"]
+    standing = view["standing"]
+    assert standing["memory"][0]["total_bytes"] > standing["memory"][0]["used_bytes"] > 0
+    assert standing["num_snapshots"] >= 2
+
+    script = f"/recall {ledger['lines'][0]['ref']}\n/context restore 'four pets'\n/context prompt\nWhich pets?\n"
+    recalled, restored, again, reply = results(kvloom("chat", "--session", "pets", "--json", stdin=script))
+    assert recalled["used"] > 0
+    assert restored["restored"]["id"] == taken["id"]
+    assert again["tokens"] == there["tokens"]
+    total, _, _, computed, _ = counts(reply)
+    assert computed == total - len(there["tokens"]), "what the snapshot holds is not computed again"
+
+
+def test_a_compression_is_estimated_done_and_undone_and_a_fork_goes_its_own_way(kvloom: Run) -> None:
+    script = (
+        f"{TURNS}/context snapshot whole\n/context compress --dry-run --strategy summarize\n"
+        "/context compress --strategy summarize\n/undo\n/context fork whole other\n/context policy fifo\n/pin 1\n"
+        "/context\n"
+    )
+    *_, taken, estimate, done, _, forked, _, pinned, view = results(
+        kvloom("chat", "--session", "pets", "--json", stdin=script)
+    )
+    assert estimate["num_turns"] == done["num_turns"] == 3
+    assert done["num_tokens_before"] == taken["num_tokens"] == forked["used"]
+    assert done["num_tokens_after"] < done["num_tokens_before"]
+    assert done["summary"]
+    assert view["session"]["name"] == "other"
+    assert view["usage"]["policy"] == "fifo"
+    assert [row["ref"] for row in view["rows"] if row["is_pinned"]] == [pinned["id"]]
+
+    found = json.loads(kvloom("context", "show", "--session", "pets", "--json").stdout)
+    assert found["usage"]["policy"] == "adaptive"
+    assert found["usage"]["used"] == taken["num_tokens"]
+    listed = json.loads(kvloom("context", "list", "--session", "pets", "--json").stdout)
+    assert taken["id"] in [one["id"] for one in listed["snapshots"]]
+
+
 def test_plain_output_echoes_the_script_and_reports_each_reply(kvloom: Run) -> None:
     done = kvloom("chat", stdin='/load keyword.py\n"""\nWhat is\nkwlist?\n"""\n/quit\n')
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ if sys.platform == "win32":
     pytest.skip("pseudo-terminals are a matter of POSIX systems", allow_module_level=True)
 
 import pexpect
+import pyte
 
 pytestmark = pytest.mark.e2e
 
@@ -101,7 +104,7 @@ def test_ctrl_c_stops_a_reply_and_the_context_is_as_it_was_before(start: Start, 
     child.expect(r"\x1b\[\?2004l")
     child.expect(r"\w+ \w+ \w+ \w+")
     child.sendintr()
-    child.expect("stopped: the context is as it was before the question")
+    child.expect("stopped: the context is as it was before")
     at_prompt(child)
     child.sendline("/context")
     child.expect(r"(\d+) / 4,096 tokens \(\d")
@@ -155,6 +158,78 @@ def test_an_error_keeps_the_chat_going_and_shows_no_traceback(start: Start) -> N
     child.expect("error: .*nosuch.py")
     at_prompt(child)
     assert "Traceback" not in (child.before or "")
+    assert leave(child) == 0
+
+
+class Watched:
+    """The screen of a child as a person sees it: 40 lines of 100 columns."""
+
+    def __init__(self, child: pexpect.spawn[str]) -> None:
+        self._child = child
+        self._screen = pyte.Screen(100, 40)
+        self._stream = pyte.Stream(self._screen)
+
+    def until(self, shows: Callable[[str], bool]) -> str:
+        """The screen once it shows that. Fails with what it shows where it never does."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            with suppress(pexpect.TIMEOUT):
+                self._stream.feed(self._child.read_nonblocking(65_536, timeout=0.2))
+            text = "\n".join(line.rstrip() for line in self._screen.display)
+            if shows(text):
+                return text
+        raise AssertionError(text)
+
+
+def selected(screen: str) -> str:
+    """The row of the picker where the cursor is."""
+    rows = [line for line in screen.splitlines() if line.startswith("> ") and "tokens" in line]
+    return rows[0] if rows else ""
+
+
+def test_the_picker_filters_previews_restores_and_leaves(start: Start) -> None:
+    child = start()
+    for number, title in enumerate(("whales", "tides", "ropes"), 1):
+        say(child, f"question about {title}", "4 tokens")
+        say(child, f"/context snapshot {title}", f"{number} turns?,")
+
+    watched = Watched(child)
+    child.sendline("/context restore")
+    first = watched.until(lambda screen: "Esc leaves" in screen and "ropes" in selected(screen))
+    rows = [line for line in first.splitlines() if "restore" in line and "tokens" in line]
+    assert [row.split()[-1] for row in rows] == ["ropes", "tides", "whales"]
+    assert all("turns" in row and "KiB" in row and "just now" in row for row in rows)
+    assert "user: question about ropes" in first
+    child.send("\x1b[B")
+    below = watched.until(lambda screen: "tides" in selected(screen))
+    assert "user: question about tides" in below
+    assert "user: question about ropes" not in below
+    child.send("whal")
+    narrowed = watched.until(lambda screen: "whales" in selected(screen) and "tides" not in screen)
+    assert "Filter: whal" in narrowed
+    child.send("\r")
+    watched.until(lambda screen: "(whales): 1 turn," in screen)
+
+    child.sendline("/context restore")
+    watched.until(lambda screen: "Esc leaves" in screen)
+    child.send("\x1b")
+    watched.until(lambda screen: "nothing was restored" in screen)
+    child.sendline("/context show whales")
+    watched.until(lambda screen: "[1] > question about whales" in screen)
+    assert leave(child) == 0
+
+
+def test_ctrl_c_stops_a_compression_and_the_conversation_stays(start: Start, smollm2_path: Path) -> None:
+    child = start(smollm2_path, max_tokens=40)
+    for number in range(3):
+        say(child, f"Tell me something about the sea, part {number}.", r"\d tokens at")
+    child.sendline("/context compress --strategy summarize")
+    child.expect(r"\x1b\[\?2004l")
+    child.expect("summarize")
+    child.sendintr()
+    child.expect("stopped: the context is as it was before")
+    at_prompt(child)
+    say(child, "/ledger", "everything that was ever given is in the prompt")
     assert leave(child) == 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvloom.config import Compression, Paths, create_home, default_threads, load_settings, paths
+from kvloom.config import DiskCompression, Paths, create_home, default_threads, load_settings, paths
 from kvloom.errors import ConfigError, StoreReadOnlyError
 from kvloom.types import Fidelity, KVType
 
@@ -26,22 +26,28 @@ def test_without_anything_set_the_defaults_hold(where: Paths) -> None:
     assert settings.fidelity is Fidelity.SPLICE
     assert settings.k_type is KVType.F16
     assert settings.v_type is KVType.F16
-    assert settings.compression is Compression.OFF
+    assert settings.disk_compression is DiskCompression.OFF
     assert settings.num_threads == default_threads() >= 1
 
 
 def test_the_command_line_wins_over_the_environment_over_the_file_over_the_default(
     where: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load_settings().context == 8192
+    assert load_settings().context is None
     write_config(where, "context: 1000\n")
     assert load_settings().context == 1000
-    monkeypatch.setenv("OLLM_CONTEXT_SIZE", "1500")
-    assert load_settings().context == 1500
     monkeypatch.setenv("KVLOOM_CONTEXT", "2000")
     assert load_settings().context == 2000
     assert load_settings({"context": 3000}).context == 3000
     assert load_settings({"context": None}).context == 2000
+
+
+def test_our_own_variables_win_over_those_of_ollm(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(where, "context_target: 1000\n")
+    monkeypatch.setenv("OLLM_CONTEXT_SIZE", "1500")
+    assert load_settings().context_target == 1500
+    monkeypatch.setenv("KVLOOM_CONTEXT_TARGET", "2000")
+    assert load_settings().context_target == 2000
 
 
 def test_groups_are_merged_key_by_key_over_all_sources(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,10 +58,12 @@ def test_groups_are_merged_key_by_key_over_all_sources(where: Paths, monkeypatch
 
 
 def test_variables_of_ollm_are_understood(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLM_CONTEXT_SIZE", "4096")
     monkeypatch.setenv("OLLM_CONTEXT_AUTO", "true")
     monkeypatch.setenv("OLLM_CONTEXT_VRAM_BUFFER", "256")
     monkeypatch.setenv("OLLM_KV_CACHE_TYPE", "q8_0")
     settings = load_settings()
+    assert settings.context_target == 4096
     assert settings.context_auto is True
     assert settings.memory_reserve_bytes == 256 * 1024**2
     assert settings.k_type is KVType.Q8_0
@@ -83,7 +91,18 @@ def test_sizes_may_carry_a_unit(where: Paths) -> None:
         ("context: many\n", 1, "'many'"),
         ("context: 8192\nfidelity: exactly\n", 2, "'exactly'"),
         ("context: 8192\nram_budget_bytes: lots\n", 2, "'lots'"),
-        ("sampling: 3\n", 1, "sampling"),
+        ("context: 8192\nfidelity: splise\n", 2, "did you mean `splice`?"),
+        ("sampling: 3\n", 1, "`sampling` is a group; expected temperature, top_k"),
+        ("guard:\n  soft: 0.5\n  critcal: 0.9\n", 3, "did you mean `critical`?"),
+        ("overflow:\n  policy: fifoo\n", 2, "did you mean `fifo`?"),
+        ("compression:\n  strategy: sumarize\n", 2, "did you mean `summarize`?"),
+        ("compression: lossless\n", 1, "`compression` is a group; expected enabled, threshold"),
+        ("snapshots:\n\n  max_count: -1\n", 3, "greater than or equal to 0"),
+        ("guard:\n  2: 1\n", 2, "there is no setting `guard.2`; valid names: critical"),
+        ("guard:\n  hard: 0.7\n", 2, "soft < hard < critical must hold, got 0.8 / 0.7 / 0.95"),
+        ("guard:\n  soft: 0.1\n  hysteresis: 0.2\n", 3, "got 0.2 and 0.1"),
+        ("context_max: 1024\n", 1, "(2048 tokens) is larger than the largest (1024)"),
+        ("model: m\ncontext_min: 4096\ncontext_max: 2048\n", 3, "(4096 tokens) is larger than the largest (2048)"),
         ("context: [1\n", 2, "YAML"),
         ("- context\n", 1, "name: value"),
         ("blend_budget: 0\n", 1, "greater than 0"),
@@ -114,6 +133,11 @@ def test_several_mistakes_are_told_at_once(where: Paths) -> None:
         ("KVLOOM_SAMPLING__TOP_P", "2", "less than or equal to 1"),
         ("OLLM_KV_CACHE_TYPE", "q5", "'q5'"),
         ("KVLOOM_SAMPLING", "no json", "cannot be read"),
+        ("KVLOOM_OVERFLOW__POLICY", "stopp", "did you mean `stop`?"),
+        ("KVLOOM_GUARD__SOFFT", "0.5", "KVLOOM_GUARD__SOFT"),
+        ("KVLOOM_GUARD__SOFT", "0.97", "soft < hard < critical"),
+        ("KVLOOM_COMPRESSION__MIN_GAIN", "1", "less than 1"),
+        ("OLLM_CONTEXT_SIZE", "1", "greater than or equal to 64"),
     ],
 )
 def test_a_mistake_in_the_environment_names_the_variable(
@@ -136,7 +160,7 @@ def test_a_mistake_on_the_command_line_names_the_option(where: Paths) -> None:
 def test_an_empty_file_or_variable_counts_as_not_set(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(where, "# nothing\n")
     monkeypatch.setenv("KVLOOM_CONTEXT", "")
-    assert load_settings().context == 8192
+    assert load_settings().context is None
 
 
 def test_a_file_that_is_not_text_is_refused(where: Paths) -> None:
@@ -150,7 +174,7 @@ def test_a_given_home_brings_its_own_config_file(where: Paths, tmp_path: Path) -
     write_config(paths(tmp_path / "other"), "context: 2000\n")
     assert load_settings().context == 1000
     assert load_settings(home=tmp_path / "other").context == 2000
-    assert load_settings(home=tmp_path / "third").context == 8192
+    assert load_settings(home=tmp_path / "third").context is None
     write_config(paths(tmp_path / "other"), "contex: 2000\n")
     with pytest.raises(ConfigError, match=r"other/config\.yaml, line 1"):
         load_settings(home=tmp_path / "other")

@@ -96,4 +96,19 @@ CREATE TABLE manifest_runs (
 CREATE INDEX manifest_runs_by_digest ON manifest_runs (digest);
 """
 
-MIGRATIONS: tuple[str, ...] = (_V1,)
+_V2 = """
+CREATE TABLE snapshots (
+    number      INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          TEXT NOT NULL UNIQUE CHECK (length(id) = 12),
+    session_id  TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    manifest_id INTEGER NOT NULL REFERENCES manifests (id) ON DELETE CASCADE,
+    is_auto     INTEGER NOT NULL,
+    created_s   REAL NOT NULL,
+    meta        TEXT NOT NULL,
+    messages    BLOB NOT NULL,
+    checksum    BLOB NOT NULL
+);
+CREATE INDEX snapshots_by_session ON snapshots (session_id, number);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1, _V2)

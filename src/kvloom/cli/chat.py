@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvloom.cli.line import Line, Question, read_script
 from kvloom.cli.registry import Arguments, Result, find_command
@@ -15,10 +15,18 @@ from kvloom.cli.screen import Screen
 from kvloom.errors import CancelledError, KvloomError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvloom.cli.options import Options
     from kvloom.session.loom import Loom
     from kvloom.session.reply import ReplyStream
     from kvloom.session.session import Session
+    from kvloom.session.values import Message, ProgressCallback, Snapshot
+
+    Pick = Callable[[Sequence[Snapshot], Callable[[str], Sequence[Message]]], Snapshot | None]
+
+DEFAULT_POLICY: Final = "adaptive"
+"""A conversation goes on where its window is full, unless the settings or an option say otherwise."""
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -34,6 +42,12 @@ class Chat:
         self.session = session
         self.screen = screen
         self.is_done = False
+        self.pick: Pick | None = None
+        """Lets a person choose a snapshot; None where nobody is there to choose."""
+
+    def how(self, command: str) -> str:
+        """A slash command as a person gives it here."""
+        return command
 
     def run(self, line: Line) -> Result:
         """Carries a line out. Raises KvloomError where that fails; the context is then as it was."""
@@ -63,8 +77,14 @@ class Chat:
 
     def warm(self) -> None:
         """Computes and places what the context wants now, with a progress bar."""
-        with self.screen.progress() as progress, cancel_on_interrupt(self.session):
+        with self.working() as progress:
             self.session.warm(progress)
+
+    @contextmanager
+    def working(self) -> Iterator[ProgressCallback]:
+        """While inside, progress is shown, and Ctrl-C cancels the session's work."""
+        with self.screen.progress() as progress, cancel_on_interrupt(self.session):
+            yield progress
 
     def close(self) -> None:
         self.session.close()
@@ -74,6 +94,13 @@ class Chat:
         """Talks to another session of the same loom."""
         self.session.close()
         self.session = session
+
+
+def open_for_chat(options: Options, progress: ProgressCallback | None, model: str | None = None) -> Loom:
+    """The loom that the options name, with the policy of conversations."""
+    loom = options.open_loom(progress, model)
+    loom.policy = loom.settings.overflow.policy or DEFAULT_POLICY
+    return loom
 
 
 @contextmanager

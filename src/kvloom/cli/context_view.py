@@ -6,21 +6,24 @@ A view costs no context and computes nothing: every number in it was read off `s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from kvloom.cli import amounts
 from kvloom.cli.panels import TIER_STYLES, tier_text
+from kvloom.cli.standing import AutoCompress, Standing
 from kvloom.session.values import ContextUsage, LoomStatus, Segment
 from kvloom.types import TierName
 
 MAP_CELLS = 64
 """Characters of the bar map: fits 80 columns with its frame."""
+
+MEMORY_TITLES = {"ram": "RAM", "vram": "VRAM", "unified": "Memory"}
 
 FREE, RESERVE = "·", "-"
 
@@ -63,10 +66,7 @@ def context_rows(segments: Sequence[Segment]) -> list[Row]:
             groups[-1].append(segment)
         else:
             groups.append([segment])
-    marks = _marks(groups)
-    rows = [_row(mark, parts) for mark, parts in zip(marks, groups, strict=True)]
-    turns = count(1)
-    return [replace(row, name=f"turn {next(turns)}") if row.kind == "turn" else row for row in rows]
+    return [_row(mark, parts) for mark, parts in zip(_marks(groups), groups, strict=True)]
 
 
 def _marks(groups: Iterable[Sequence[Segment]]) -> list[str]:
@@ -102,11 +102,14 @@ def _row(mark: str, parts: Sequence[Segment]) -> Row:
     )
 
 
-def context_view(usage: ContextUsage, status: LoomStatus, session_name: str) -> RenderableType:
-    """The status box: header, map, one row per segment, free and reserve apart, and what needs attention."""
+def context_view(usage: ContextUsage, status: LoomStatus, standing: Standing, session_name: str) -> RenderableType:
+    """The status box, the map, one row per segment, free and reserve apart, and what needs attention."""
     rows = context_rows(usage.segments)
-    shown: list[RenderableType] = [_header(usage, status, session_name), _map(usage, rows), _rows_table(usage, rows)]
-    shown += [Text(f"! {line}", style="yellow") for line in attention(usage)]
+    header = _header(usage, status, session_name)
+    _add_standing(header, usage, standing)
+    frame = Panel(header, title="Context", title_align="left", expand=False)
+    shown: list[RenderableType] = [frame, _map(usage, rows), _rows_table(usage, rows)]
+    shown += [Text(f"! {line}", style="yellow") for line in (*attention(usage), *standing.interventions[-1:])]
     return Group(*shown)
 
 
@@ -114,7 +117,7 @@ def _header(usage: ContextUsage, status: LoomStatus, session_name: str) -> Table
     header = Table.grid(padding=(0, 2))
     header.add_column(style="dim")
     header.add_column()
-    header.add_row("Model", Text(amounts.printable(f"{status.model} · {status.engine} · KV {status.kv_type}")))
+    header.add_row("Model", Text(amounts.printable(f"{status.model} · {status.engine}")))
     header.add_row("Session", Text(amounts.printable(f"{session_name} · {usage.fidelity.value}")))
     used = f"{amounts.tokens(usage.used)} / {amounts.tokens(usage.capacity)} tokens"
     header.add_row(
@@ -124,8 +127,32 @@ def _header(usage: ContextUsage, status: LoomStatus, session_name: str) -> Table
         + (f" · holes {amounts.tokens(usage.num_hole_tokens)}" if usage.num_hole_tokens else ""),
     )
     header.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)} used")
-    header.add_row("KV", " · ".join(f"{tier.tier.value} {amounts.size(tier.used_bytes)}" for tier in status.tiers))
+    tiers = (f"{tier.tier.value} {amounts.size(tier.used_bytes)}" for tier in status.tiers)
+    header.add_row("KV", " · ".join((status.kv_type, *tiers)))
     return header
+
+
+def _add_standing(header: Table, usage: ContextUsage, standing: Standing) -> None:
+    for reading in standing.memory:
+        used = f"{amounts.size(reading.used_bytes)} / {amounts.size(reading.total_bytes)}"
+        share = amounts.share(reading.used_bytes, reading.total_bytes)
+        name = f" · {reading.device}" if len(standing.memory) > 1 else ""
+        header.add_row(MEMORY_TITLES[reading.kind.value], Text(amounts.printable(f"{used} ({share}){name}")))
+    room = standing.safe_limit_tokens
+    header.add_row(
+        "Guard", standing.guard + ("" if room is None else f" · room for {amounts.tokens(room)} tokens more")
+    )
+    header.add_row("Snapshots", f"{standing.num_snapshots} to go back to" if standing.num_snapshots else "none")
+    header.add_row("Policy", usage.policy)
+    header.add_row("Compress", compress_text(standing))
+
+
+def compress_text(standing: Standing) -> str:
+    """What the automatic compression is about to do."""
+    if standing.auto_compress is not AutoCompress.ARMED:
+        return str(standing.auto_compress.value)
+    at = f"{standing.compress_threshold:.0%} ({amounts.tokens(standing.compress_at_tokens)} tokens)"
+    return f"by itself at {at}, {standing.compress_strategy}"
 
 
 def _map(usage: ContextUsage, rows: Sequence[Row]) -> Text:
@@ -224,31 +251,3 @@ def trace_notes(usage: ContextUsage) -> list[str]:
 
 def chunk_names(segments: Iterable[Segment]) -> Mapping[str, str]:
     return {segment.ref: segment.name for segment in segments if segment.kind == "chunk"}
-
-
-def stats_view(usage: ContextUsage, status: LoomStatus) -> RenderableType:
-    """Numbers beside the map: the engine, the cells, every tier with its budget, and what was refused."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
-    grid.add_column()
-    grid.add_row("Model", Text(amounts.printable(f"{status.model} ({status.model_path})")))
-    grid.add_row("Fingerprint", amounts.short_id(status.fingerprint))
-    grid.add_row(
-        "Window", f"{amounts.tokens(status.window)} tokens; trained for {amounts.tokens(status.train_context)}"
-    )
-    grid.add_row(
-        "Used",
-        f"{amounts.tokens(usage.used)} tokens ({amounts.share(usage.used, usage.capacity)}), "
-        f"free {amounts.tokens(usage.free)}, holes {amounts.tokens(usage.num_hole_tokens)}",
-    )
-    grid.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)}")
-    for tier in status.tiers:
-        limit = f" of {amounts.size(tier.budget_bytes)}" if tier.budget_bytes is not None else ""
-        entries = f"{amounts.tokens(tier.num_entries)} entries, {amounts.size(tier.used_bytes)}{limit}"
-        grid.add_row(f"Tier {tier.tier.value}", entries)
-    moves = "yes" if status.can_rotate else f"no: {status.why_not}" if status.why_not else "no"
-    grid.add_row("KV can move", Text(moves))
-    faults = ", ".join(f"{reason} {count}" for reason, count in sorted(status.faults.items())) or "none"
-    grid.add_row("Refused entries", faults)
-    grid.add_row("Home", Text(amounts.printable(status.home)))
-    return grid

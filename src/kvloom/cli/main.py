@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from kvloom.cli.commands import ask, bench, chat, checkup, chunks, demo, models, sessions
+from kvloom.cli.commands import (
+    ask,
+    bench,
+    chat,
+    checkup,
+    chunks,
+    context,
+    demo,
+    fit,
+    memory,
+    models,
+    sessions,
+    truncate,
+)
 from kvloom.cli.options import JSON_ONLY, Options, takes
 from kvloom.cli.output import Output
 from kvloom.errors import CancelledError, KvloomError, UsageError
@@ -33,10 +46,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (chat, ask, demo, models, checkup):
+for module in (chat, ask, demo, truncate, models, fit, memory, checkup):
     module.register(app)
 app.add_typer(chunks.app, name="chunks")
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(context.app, name="context")
 app.add_typer(bench.app, name="bench")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,6 +42,14 @@ FidelityOption = Annotated[
     str | None,
     typer.Option("--fidelity", metavar="MODE", help="Which stored KV may be placed: exact, blend or splice."),
 ]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="POLICY",
+        help="What leaves a full window: stop, clear, fifo, sliding_window, keep_first or adaptive.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")]
 
 
@@ -53,6 +62,7 @@ class Options:
     home: Path | None = None
     kv_type: str | None = None
     fidelity: str | None = None
+    policy: str | None = None
     json: bool = False
 
     @property
@@ -68,15 +78,21 @@ class Options:
     def open_loom(self, progress: ProgressCallback | None = None, model: str | None = None) -> Loom:
         """The loom that these options name; `model` in place of the given one."""
         import kvloom
+        from kvloom.config import load_settings
 
-        return kvloom.open(
-            model=model or self.model,
-            context=self.context,
-            home=self.home,
-            kv_type=self.kv_type,
-            fidelity=self.fidelity,
-            progress=progress,
-        )
+        given = {
+            "model": model or self.model,
+            "context": self.context,
+            "kv_type": self.kv_type,
+            "fidelity": self.fidelity,
+            "overflow": {"policy": self.policy},
+        }
+        return kvloom.open(settings=load_settings(given, home=self.home), home=self.home, progress=progress)
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a person sits at a terminal."""
+        return sys.stdin.isatty() and sys.stdout.isatty() and not self.json
 
 
 _ANNOTATIONS: dict[str, Any] = {
@@ -85,11 +101,15 @@ _ANNOTATIONS: dict[str, Any] = {
     "home": HomeOption,
     "kv_type": KvTypeOption,
     "fidelity": FidelityOption,
+    "policy": PolicyOption,
     "json": JsonOption,
 }
 
 LOOM = ("model", "context", "home", "kv_type", "fidelity", "json")
 """For commands that load a model."""
+
+TALK = (*LOOM[:-1], "policy", LOOM[-1])
+"""For commands that ask the model."""
 
 HOME = ("home", "json")
 """For commands that look at folders only."""

@@ -64,6 +64,10 @@ class Arguments:
             raise self.wrong(f"takes at least one {what}")
         return self.words
 
+    def behind(self, num_words: int = 1) -> Arguments:
+        """What stands behind the first words: the arguments of a subcommand."""
+        return Arguments(self.words[num_words:], self.rest, self.usage)
+
     def at_most_one(self, what: str) -> str:
         """The only word, or an empty string."""
         if len(self.words) > 1:
@@ -127,6 +131,13 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     near = [name for name in names if len(word) > 1 and name.startswith(word)]
     near += [name for name in difflib.get_close_matches(word, names, n=3, cutoff=0.6) if name not in near]
     return f" (did you mean {' or '.join(prefix + name for name in near[:3])}?)" if near else ""
+
+
+def known(word: str, choices: Sequence[str], what: str) -> str:
+    """The word, where it is one of the choices. Raises UsageError with the nearest and with all of them."""
+    if word in choices:
+        return word
+    raise UsageError(f"there is no {what} {word!r}{did_you_mean(word, choices)}; choose one of {', '.join(choices)}")
 
 
 def choose(word: str, choices: Sequence[str], args: Arguments) -> str:

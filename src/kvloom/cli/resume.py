@@ -39,9 +39,12 @@ def find_session(loom: Loom, ref: str) -> SessionInfo:
     )
 
 
-def resume(loom: Loom, ref: str) -> Session:
-    """The session opened again, with its KV."""
-    return loom.session(id=find_session(loom, ref).id)
+def resume(loom: Loom, ref: str | None) -> Session:
+    """The session opened again, with its KV; None is the one used last. Raises UnknownSessionError."""
+    info = loom.latest_session() if ref is None else find_session(loom, ref)
+    if info is None:
+        raise UnknownSessionError(f"there is no session to continue in {loom.home}; `kvloom chat` starts one")
+    return loom.session(id=info.id)
 
 
 def write_export(loom: Loom, ref: str, path: Path) -> int:

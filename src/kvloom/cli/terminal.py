@@ -17,6 +17,7 @@ from prompt_toolkit.styles import Style
 from kvloom.cli import amounts
 from kvloom.cli.chat import EXIT_INTERRUPTED, Chat
 from kvloom.cli.line import FENCE, Line, Question, opens_fence, parse_line, read_fenced, unfence
+from kvloom.cli.picker import pick_snapshot
 from kvloom.cli.registry import COMMANDS
 from kvloom.cli.screen import PROMPT
 from kvloom.errors import CancelledError, KvloomError
@@ -28,7 +29,10 @@ HISTORY_FILE = "chat_history"
 
 MORE_PROMPT = "… "
 
-STOPPED = "stopped: the context is as it was before the question"
+CALM = "normal"
+"""The guard's level that is not worth a word."""
+
+STOPPED = "stopped: the context is as it was before"
 
 
 def run_terminal(chat: Chat, home: Path) -> int:
@@ -40,6 +44,7 @@ def run_terminal(chat: Chat, home: Path) -> int:
         bottom_toolbar=lambda: _toolbar(chat),
         style=None if not os.environ.get("NO_COLOR") else _no_color(),
     )
+    chat.pick = pick_snapshot
     chat.screen.say(_greeting(chat))
     while not chat.is_done:
         try:
@@ -93,7 +98,7 @@ def _greeting(chat: Chat) -> str:
     name = chat.session.name or chat.session.id
     resumed = f", {turns} turns" if turns else ""
     return (
-        f"{status.model} · window {amounts.tokens(status.window)} tokens · {chat.session.fidelity.value} · "
+        f"{status.model} · window {amounts.tokens(chat.session.window)} tokens · {chat.session.fidelity.value} · "
         f"session {name}{resumed}\n/load FILE adds a file, /help lists the commands, Ctrl-D leaves"
     )
 
@@ -104,9 +109,11 @@ def _toolbar(chat: Chat) -> str:
         usage = chat.session.usage()
         chunks = {s.ref for s in usage.segments if s.kind == "chunk" and s.is_active}
         used = f"{amounts.tokens(usage.used)} / {amounts.tokens(usage.capacity)} tokens"
-        return amounts.printable(
-            f" {chat.session.name or chat.session.id} · {used} · {len(chunks)} chunks on · {usage.fidelity.value}"
-        )
+        busy = " · summing up old turns" if chat.session.is_compressing else ""
+        level = chat.loom.guard.level.value
+        busy += "" if level == CALM else f" · memory {level}"
+        name = chat.session.name or chat.session.id
+        return amounts.printable(f" {name} · {used} · {len(chunks)} chunks on · {usage.fidelity.value}{busy}")
     return ""
 
 

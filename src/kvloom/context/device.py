@@ -8,12 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
 
 from kvloom.context.plan import Resident
-from kvloom.engine.base import Engine
+from kvloom.engine.base import Engine, PlacedRows
 from kvloom.errors import EngineMemoryError, EngineUnsupportedError
-from kvloom.types import EntryId, SequenceId
+from kvloom.types import EntryId, I32Array, KVRows, SequenceId
 
 PADDING_CELLS = 64
 """Cells that a padded prefill may take for a moment (`Capabilities.prefill_quantum` rows)."""
@@ -64,6 +67,10 @@ class Device:
             yield holding.sequence
         finally:
             self.release(holding)
+
+    def holds(self, holding: Holding) -> bool:
+        """False where it was released or evicted meanwhile."""
+        return self._holdings.get(holding.sequence) is holding
 
     def num_free_sequences(self) -> int:
         """Sequences that can be had without evicting anyone."""
@@ -147,6 +154,33 @@ class Device:
         holding.residents.clear()
         self.engine.remove(holding.sequence)
 
+    def resize(self, num_cells: int) -> None:
+        """Another number of native cells. Replies under way keep their rows, everybody else's are woven again.
+
+        Raises EngineMemoryError where the cells cannot be had or are too few for the replies under way (the old number
+        is there then), EngineUnsupportedError where rows of a reply under way cannot be moved.
+        """
+        for holding in [h for h in self._holdings.values() if not h.is_busy]:
+            self.release(holding)
+        held = [(h, self.engine.read(h.sequence)) for h in self._holdings.values() if h.residents or h.is_busy]
+        if not num_cells and held:
+            raise EngineMemoryError(f"replies under way hold {len(held)} sequences; wait for them, or cancel them")
+        num_held = sum(rows.num_tokens for _, (_, rows) in held)
+        if held and num_held + PADDING_CELLS > num_cells:
+            raise EngineMemoryError(
+                f"{num_cells} cells are too few: replies under way hold {num_held} tokens; wait for them, or cancel "
+                "them"
+            )
+        try:
+            self.engine.resize(num_cells)
+        finally:
+            for holding, (positions, rows) in held:
+                self.engine.write(holding.sequence, _runs(positions, rows))
+
+    def num_busy(self) -> int:
+        """Replies under way."""
+        return sum(holding.is_busy for holding in self._holdings.values())
+
     def num_free_cells(self) -> int:
         return self.engine.num_cells - self.engine.used_cells()
 
@@ -160,3 +194,14 @@ class Device:
                 )
             self.release(min(idle, key=lambda h: h.used))
         return self._free.pop()
+
+
+def _runs(positions: I32Array, rows: KVRows) -> list[PlacedRows]:
+    """Rows of a sequence with holes as runs without."""
+    if not positions.size:
+        return []
+    starts = [0, *(int(i) + 1 for i in np.flatnonzero(np.diff(positions) != 1)), positions.size]
+    return [
+        PlacedRows(replace(rows.slice(start, stop), first_position=int(positions[start])), int(positions[start]))
+        for start, stop in pairwise(starts)
+    ]

@@ -48,7 +48,7 @@ class Slot:
 
     `lineage` is what the entry that stands here attended to. `seen` names the chunks a turn was computed behind: one
     of them that is off now has left its trace in the turn. `ref` is a chunk id or a turn id, `part` counts the parts
-    of a split chunk from 0.
+    of a split chunk from 0. `is_summary`: a turn that stands for earlier ones.
     """
 
     kind: SlotKind
@@ -62,6 +62,7 @@ class Slot:
     active: bool = True
     pinned: bool = False
     seen: tuple[ChunkId, ...] = ()
+    is_summary: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -77,7 +78,8 @@ class Slot:
 class Manifest:
     """Slots in the order of the prompt, and the settings that decide what is placed for them.
 
-    `model` is the fingerprint of the model whose token ids these are: under another one they mean nothing.
+    `model` is the fingerprint of the model whose token ids these are: under another one they mean nothing. `window` is
+    the session's budget in tokens; `policy` says what leaves it when it overflows, "" is the settings' own.
     """
 
     slots: tuple[Slot, ...] = ()
@@ -85,6 +87,7 @@ class Manifest:
     system: str = ""
     window: int = 0
     model: str = ""
+    policy: str = ""
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -194,6 +197,28 @@ class Manifest:
         slot = Slot(SlotKind.TURN, tokens, at, lineage, Fidelity.EXACT, ref=ref, seen=self.seen_at(at))
         return replace(self, slots=(*self.slots, slot))
 
+    def with_turn_again(self, slot: Slot, order: Callable[[str], int]) -> Manifest:
+        """A turn that had left, back among the others in the order in which they were made.
+
+        It keeps the lineage it was computed with where the mode allows that, and so its KV.
+        """
+        turns = sorted((*self.turns, replace(slot, active=True)), key=lambda turn: order(turn.ref))
+        others = tuple(s for s in self.slots if s.kind is not SlotKind.TURN)
+        # It stood at another place then, and holes must not be mistaken for room in the order.
+        turns = [replace(t, position=0) if t.ref == slot.ref else t for t in turns]
+        return replace(self, slots=(*others, *turns)).settled()
+
+    def with_summary(self, tokens: Tokens, ref: str, replaced: set[str]) -> Manifest:
+        """A turn that stands for those of `replaced`, in the place of the first of them; nothing is left of these."""
+        index = next(number for number, slot in enumerate(self.slots) if slot.ref in replaced)
+        summary = Slot(SlotKind.TURN, tokens, 0, ALONE, Fidelity.EXACT, ref=ref, is_summary=True)
+        kept = [slot for slot in self.slots if slot.ref not in replaced]
+        at = sum(slot.ref not in replaced for slot in self.slots[:index])
+        dense = replace(self, slots=(*kept[:at], summary, *kept[at:])).settled(dense=True)
+        placed = dense.slots[at]
+        own = replace(placed, lineage=dense.lineage_at(placed.position), seen=dense.seen_at(placed.position))
+        return replace(dense, slots=(*dense.slots[:at], own, *dense.slots[at + 1 :]))
+
     def with_fidelity(self, fidelity: Fidelity) -> Manifest:
         """Another mode for what is placed from now on; exact closes the holes."""
         chunk_slots = (replace(s, fidelity=fidelity) if s.kind is SlotKind.CHUNK else s for s in self.slots)
@@ -261,6 +286,17 @@ class Manifest:
         return iter({slot.tokens.digest: slot.tokens for slot in self.slots}.values())
 
     @staticmethod
+    def named(body: bytes) -> list[Named]:
+        """What `encode`d bytes name, without the token ids: one for each turn and chunk."""
+        found: dict[str, Named] = {}
+        for slot in msgspec.json.decode(body, type=_WireManifest).slots:
+            if slot.kind == SlotKind.HEAD.value:
+                continue
+            before = found[slot.ref].num_tokens if slot.ref in found else 0
+            found[slot.ref] = Named(SlotKind(slot.kind), slot.ref, slot.name, before + slot.num_tokens, slot.is_summary)
+        return list(found.values())
+
+    @staticmethod
     def decode(body: bytes, load: Callable[[str], tuple[int, ...]]) -> Manifest:
         """The manifest of `encode`d bytes; `load` gives the token ids of a digest."""
         return _from_wire(msgspec.json.decode(body, type=_WireManifest), load)
@@ -277,6 +313,17 @@ class Manifest:
         block = tuple(slot for known in others for slot in groups[known])
         head = tuple(s for s in self.slots if s.kind is SlotKind.HEAD)
         return replace(self, slots=(*head, *block, *self.turns))
+
+
+@dataclass(frozen=True)
+class Named:
+    """A turn or chunk that a manifest names."""
+
+    kind: SlotKind
+    ref: str
+    name: str
+    num_tokens: int
+    is_summary: bool = False
 
 
 def _step(state: bytes, slot: Slot, fidelity: Fidelity) -> bytes:
@@ -300,6 +347,7 @@ class _WireSlot(msgspec.Struct, array_like=True):
     active: bool
     pinned: bool
     seen: list[str]
+    is_summary: bool = False
 
 
 class _WireManifest(msgspec.Struct):
@@ -309,21 +357,23 @@ class _WireManifest(msgspec.Struct):
     window: int
     slots: list[_WireSlot]
     model: str = ""
+    policy: str = ""
 
 
-_WIRE_VERSION = 1
+_WIRE_VERSION = 2
+"""1: `window` was always written, whether or not the session had one of its own."""
 
 
 def _to_wire(manifest: Manifest) -> _WireManifest:
     slots = [
         _WireSlot(
             s.kind.value, s.tokens.digest, len(s.tokens), s.position, s.lineage, s.fidelity.value,
-            s.ref, s.name, s.part, s.active, s.pinned, [str(c) for c in s.seen],
+            s.ref, s.name, s.part, s.active, s.pinned, [str(c) for c in s.seen], s.is_summary,
         )
         for s in manifest.slots
     ]  # fmt: skip
     return _WireManifest(
-        _WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots, manifest.model
+        _WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots, manifest.model, manifest.policy
     )
 
 
@@ -331,8 +381,9 @@ def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> M
     slots = tuple(
         Slot(
             SlotKind(s.kind), Tokens(load(s.digest), s.digest), s.position, Lineage(s.lineage), Fidelity(s.fidelity),
-            s.ref, s.name, s.part, s.active, s.pinned, tuple(ChunkId(c) for c in s.seen),
+            s.ref, s.name, s.part, s.active, s.pinned, tuple(ChunkId(c) for c in s.seen), s.is_summary,
         )
         for s in wire.slots
     )  # fmt: skip
-    return Manifest(slots, Fidelity(wire.fidelity), wire.system, wire.window, wire.model)
+    window = wire.window if wire.version > 1 else 0
+    return Manifest(slots, Fidelity(wire.fidelity), wire.system, window, wire.model, wire.policy)

@@ -81,6 +81,10 @@ class RamTier(Tier):
         with self._lock:
             self._book.unpin(entry_id)
 
+    def is_pinned(self, entry_id: EntryId) -> bool:
+        with self._lock:
+            return self._book.is_pinned(entry_id)
+
     @property
     def nbytes(self) -> int:
         with self._lock:

@@ -229,6 +229,20 @@ class TieredStore:
         if error is not None:
             raise error
 
+    def cool(self) -> int:
+        """Warm entries that a colder tier holds as well leave RAM, pinned ones excepted; bytes freed.
+
+        What could not be written stays: nothing is lost for memory's sake.
+        """
+        self._wait_written()
+        freed = 0
+        for tier in self._warm:
+            for entry_id in tier.ids():
+                size = tier.size_of(entry_id)
+                if not tier.is_pinned(entry_id) and any(cold.contains(entry_id) for cold in self._cold):
+                    freed += size if tier.delete(entry_id) else 0
+        return freed
+
     def stats(self) -> StoreStats:
         tiers = [(tier, len(tier.ids())) for tier in (*self._warm, *self._cold)]
         with self._changed:

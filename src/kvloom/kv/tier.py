@@ -84,6 +84,9 @@ class Tier(ABC):
     def unpin(self, entry_id: EntryId) -> None:
         """Undo one `pin`. Raises ValueError without one."""
 
+    @abstractmethod
+    def is_pinned(self, entry_id: EntryId) -> bool: ...
+
     @property
     @abstractmethod
     def nbytes(self) -> int:

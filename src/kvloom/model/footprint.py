@@ -6,19 +6,34 @@ usual decoder (measured against its own figures); with experts or an unusual blo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from kvloom.errors import UsageError
 from kvloom.model.header import ModelHeader
 from kvloom.model.shape import ModelShape
 from kvloom.types import KVType
 
-__all__ = ["CacheSpec", "Footprint", "footprint", "footprint_of_shape", "kv_bytes", "largest_context"]
+__all__ = [
+    "UNKNOWN_LENGTH",
+    "CacheSpec",
+    "Footprint",
+    "block_bytes",
+    "footprint",
+    "footprint_of_shape",
+    "head_bytes",
+    "input_bytes",
+    "kv_bytes",
+    "kv_layer_bytes",
+    "largest_fitting",
+    "output_bytes",
+]
 
 CELL_QUANTUM = 256
 """llama.cpp rounds the number of cells up to this."""
 WINDOW_QUANTUM = 256
 """… and pads the cells of windowed layers to this."""
+UNKNOWN_LENGTH = 1 << 17
+"""Tokens that a model is taken to be trained for where its file does not tell."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +81,7 @@ def footprint_of_shape(shape: ModelShape, weights_bytes: int, spec: CacheSpec) -
         weights_bytes=weights_bytes,
         kv_bytes=kv_bytes(shape, spec),
         compute_bytes=_compute_bytes(shape, spec),
-        # The logits of one row of every sequence, in float32.
-        output_bytes=spec.num_sequences * shape.vocab_size * 4,
+        output_bytes=output_bytes(shape, spec),
         num_cells=_padded(spec.num_cells),
         kv_token_bytes=shape.kv_token_bytes(spec.k_type, spec.v_type),
         is_complete=not shape.has_state,
@@ -76,16 +90,28 @@ def footprint_of_shape(shape: ModelShape, weights_bytes: int, spec: CacheSpec) -
 
 def kv_bytes(shape: ModelShape, spec: CacheSpec) -> int:
     """Bytes of the cells of all layers."""
-    cells = _padded(spec.num_cells)
-    window_cells = cells
-    if shape.sliding_window is not None and not spec.full_window:
-        # One unified cache: room for the window of every sequence and for the batch on its way.
-        wanted = shape.sliding_window * spec.num_sequences + spec.num_batch_rows
-        window_cells = -(-min(cells, wanted) // WINDOW_QUANTUM) * WINDOW_QUANTUM
-    return sum(
+    return sum(kv_layer_bytes(shape, spec))
+
+
+def kv_layer_bytes(shape: ModelShape, spec: CacheSpec) -> tuple[int, ...]:
+    """Bytes of the cells of each layer that keeps KV."""
+    cells, window_cells = _padded(spec.num_cells), _window_cells(shape, spec)
+    return tuple(
         layer.token_bytes(spec.k_type, spec.v_type) * (window_cells if layer.is_windowed else cells)
         for layer in shape.layers
     )
+
+
+def _window_cells(shape: ModelShape, spec: CacheSpec) -> int:
+    """Cells of a windowed layer; 0 where the model has none."""
+    if shape.sliding_window is None:
+        return 0
+    cells = _padded(spec.num_cells)
+    if spec.full_window:
+        return cells
+    # One unified cache: room for the window of every sequence and for the batch on its way.
+    wanted = shape.sliding_window * spec.num_sequences + spec.num_batch_rows
+    return -(-min(cells, wanted) // WINDOW_QUANTUM) * WINDOW_QUANTUM
 
 
 def _padded(num_cells: int) -> int:
@@ -93,34 +119,56 @@ def _padded(num_cells: int) -> int:
 
 
 def _compute_bytes(shape: ModelShape, spec: CacheSpec) -> int:
-    """The larger of the graph's two peaks, for `num_batch_rows` rows; all values are float32, the mask is f16."""
-    rows = spec.num_batch_rows
-    outputs = min(rows, max(spec.num_output_rows, spec.num_sequences))
-    masks = 2 if shape.sliding_window is not None else 1
-    # A block's peak is in its feed-forward: four rows of the embedding and three of the hidden layer are alive.
-    block = (
-        rows * 4 * (4 * shape.embedding_size + 3 * shape.feed_forward_size) + masks * rows * _padded(spec.num_cells) * 2
-    )
-    head = outputs * 4 * (shape.vocab_size + 2 * shape.embedding_size)
-    return max(block, head)
+    """The larger of the graph's two peaks."""
+    return max(block_bytes(shape, spec), head_bytes(shape, spec))
 
 
-def largest_context(shape: ModelShape, weights_bytes: int, budget_bytes: int, spec: CacheSpec) -> int:
-    """The most cells (a multiple of 256, at most the trained length) whose forecast stays within `budget_bytes`.
-
-    Raises UsageError where not even the smallest fits, with the numbers.
+def block_bytes(shape: ModelShape, spec: CacheSpec) -> int:
+    """A block's peak, in float32, is in its feed-forward: four rows of the embedding and three of the hidden layer
+    are alive, and the mask. Of experts with narrow hidden layers it is where their outputs are weighed: two rows of
+    the embedding for each, and two of the hidden layer (how these are packed varies: within some 16 MiB above).
     """
+    embedding, hidden = shape.embedding_size, shape.feed_forward_size
+    row = max(4 * embedding + 3 * hidden, 2 * shape.num_experts_used * embedding + 2 * hidden)
+    return _graph_rows(spec) * 4 * row + _mask_bytes(shape, spec)
 
-    def total(cells: int) -> int:
-        return footprint_of_shape(shape, weights_bytes, replace(spec, num_cells=cells)).total_bytes
 
-    low, high = 1, max(1, (shape.context_length or 1 << 17) // CELL_QUANTUM)
-    if total(CELL_QUANTUM) > budget_bytes:
-        raise UsageError(
-            f"{shape.architecture} needs {total(CELL_QUANTUM):,} bytes for a window of {CELL_QUANTUM} tokens, "
-            f"{budget_bytes:,} are there"
-        )
+def head_bytes(shape: ModelShape, spec: CacheSpec) -> int:
+    """The output's peak: the logits of the rows that may give some, behind two rows of the embedding for all."""
+    outputs = min(spec.num_batch_rows, max(spec.num_output_rows, spec.num_sequences))
+    return 4 * (outputs * (shape.vocab_size + 2 * shape.embedding_size) + 2 * _graph_rows(spec) * shape.embedding_size)
+
+
+def input_bytes(shape: ModelShape, spec: CacheSpec) -> int:
+    """What a device is given for a batch: one row of the embedding each, and the mask."""
+    return _graph_rows(spec) * 4 * shape.embedding_size + _mask_bytes(shape, spec)
+
+
+def _mask_bytes(shape: ModelShape, spec: CacheSpec) -> int:
+    """Who attends to whom, f16: rows × cells, and rows × cells of windowed layers where there are some."""
+    return 2 * _graph_rows(spec) * (_padded(spec.num_cells) + _window_cells(shape, spec))
+
+
+def _graph_rows(spec: CacheSpec) -> int:
+    """Rows of the graph that llama.cpp reserves buffers for: as many for each sequence."""
+    rows = min(spec.num_batch_rows, _padded(spec.num_cells))
+    return -(-rows // spec.num_sequences) * spec.num_sequences
+
+
+def output_bytes(shape: ModelShape, spec: CacheSpec) -> int:
+    """The logits of one row of every sequence, in float32."""
+    return spec.num_sequences * shape.vocab_size * 4
+
+
+def largest_fitting(fits: Callable[[int], bool], most: int, step: int) -> int:
+    """`most` where it fits, else the largest multiple of `step` below it that does, else 0.
+
+    What does not fit must not fit in any larger number either.
+    """
+    if most > 0 and fits(most):
+        return most
+    low, high = 0, (most - 1) // step
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if total(middle * CELL_QUANTUM) <= budget_bytes else (low, middle - 1)
-    return low * CELL_QUANTUM
+        low, high = (middle, high) if fits(middle * step) else (low, middle - 1)
+    return low * step

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvloom.errors import ModelFormatError, ModelNotFoundError
-from kvloom.model.gguf_file import GgufFile, MetadataValue, read_gguf
-from kvloom.model.shape import KVLayer, ModelShape, RopeFields, expand_pattern
+from kvloom.model.gguf_file import GgufFile, MetadataValue, TensorInfo, read_gguf
+from kvloom.model.shape import KVLayer, ModelShape, RopeFields, WeightBytes, expand_pattern
 
 __all__ = ["ModelHeader", "read_header", "shard_paths"]
 
@@ -28,6 +28,9 @@ WINDOW_PATTERNS: dict[str, tuple[int, bool]] = {
 }  # fmt: skip
 DEFAULT_WINDOWS = {"gemma2": 4096, "exaone4": 4096, "exaone-moe": 128, "llama4": 8192}
 """Windows that llama.cpp assumes where the file names none."""
+INPUT_TENSORS = ("token_embd", "token_embd_norm", "token_types", "position_embd", "per_layer_token_embd")
+"""Tensors that are used before the first layer; llama.cpp keeps them with the processor."""
+TOKEN_TABLE, OUTPUT_TABLE = "token_embd.weight", "output.weight"
 GEMMA3N_KV_LAYERS = 20
 """Later layers of gemma3n use the KV of earlier ones."""
 
@@ -41,14 +44,14 @@ FILE_TYPES = {
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """A GGUF model before it is loaded. `tensor_bytes` are the weights over all of its files (`paths`)."""
+    """A GGUF model before it is loaded. `weights` are those of all of its files (`paths`)."""
 
     paths: tuple[Path, ...]
     name: str
     shape: ModelShape
     file_type: str
     file_bytes: int
-    tensor_bytes: int
+    weights: WeightBytes
     num_parameters: int
     tokenizer: str
     chat_template: str | None
@@ -57,6 +60,10 @@ class ModelHeader:
     @property
     def path(self) -> Path:
         return self.paths[0]
+
+    @property
+    def tensor_bytes(self) -> int:
+        return self.weights.total_bytes
 
 
 def shard_paths(path: Path) -> tuple[Path, ...]:
@@ -82,18 +89,36 @@ def read_header(path: Path) -> ModelHeader:
         raise ModelFormatError(f"{path} is no language model: its type is {fields.text('general.type')!r}")
     tensors = [tensor for file in files for tensor in file.tensors]
     template = fields.text("tokenizer.chat_template")
+    shape = _shape(fields)
     return ModelHeader(
         paths=shards,
         name=fields.text("general.name") or path.stem,
-        shape=_shape(fields),
+        shape=shape,
         file_type=FILE_TYPES.get(fields.number("general.file_type", -1), "mixed"),
         file_bytes=sum(file.file_bytes for file in files),
-        tensor_bytes=sum(file.tensor_bytes for file in files),
+        weights=_weights(tensors, shape.num_layers),
         num_parameters=sum(tensor.num_values for tensor in tensors),
         tokenizer=fields.text("tokenizer.ggml.model"),
         chat_template=template or None,
-        has_tied_embeddings=all(tensor.name != "output.weight" for tensor in tensors),
+        has_tied_embeddings=all(tensor.name != OUTPUT_TABLE for tensor in tensors),
     )
+
+
+def _weights(tensors: list[TensorInfo], num_layers: int) -> WeightBytes:
+    """Tensor bytes by layer; a tensor of no layer counts for the output where it is none of the input's."""
+    layers = [0] * num_layers
+    sizes = {tensor.name: tensor.size_bytes for tensor in tensors}
+    before = behind = 0
+    for tensor in tensors:
+        block = re.match(r"blk\.(\d+)\.", tensor.name)
+        if block is not None and int(block[1]) < num_layers:
+            layers[int(block[1])] += tensor.size_bytes
+        elif tensor.name.split(".")[0] in INPUT_TENSORS:
+            before += tensor.size_bytes
+        else:
+            behind += tensor.size_bytes
+    tied = 0 if OUTPUT_TABLE in sizes else sizes.get(TOKEN_TABLE, 0)
+    return WeightBytes(before, tuple(layers), behind, tied)
 
 
 class _Fields:
@@ -157,13 +182,15 @@ def _shape(fields: _Fields) -> ModelShape:
     heads = fields.per_layer(".attention.head_count", num_layers, 0)
     feed_forward = fields.per_layer(".feed_forward_length", num_layers, 0)
     num_experts_used = fields.number(".expert_used_count", 0)
+    expert = fields.number(".expert_feed_forward_length", max(feed_forward))
     layers, windowed = _kv_layers(fields, num_layers, embedding, heads)
     window = fields.number(".attention.sliding_window", DEFAULT_WINDOWS.get(fields.architecture, 0))
     return ModelShape(
         architecture=fields.architecture,
         num_layers=num_layers,
         embedding_size=embedding,
-        feed_forward_size=max(fields.number(".expert_feed_forward_length", 0) * num_experts_used, *feed_forward, 0),
+        # Experts are as wide as the feed-forward where the file gives them no width of their own.
+        feed_forward_size=max(expert * max(1, num_experts_used), *feed_forward),
         num_heads=max(heads),
         vocab_size=fields.file.array_lengths.get("tokenizer.ggml.tokens") or fields.number(".vocab_size", 0),
         context_length=fields.number(".context_length", 0),

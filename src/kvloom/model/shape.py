@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kvloom.types import KVType
 
-__all__ = ["KVLayer", "ModelShape", "RopeFields", "expand_pattern"]
+__all__ = ["KVLayer", "ModelShape", "RopeFields", "WeightBytes", "expand_pattern"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,24 @@ class KVLayer:
 
 
 @dataclass(frozen=True)
+class WeightBytes:
+    """A model's weights by where they are used: before the first layer, in each layer, behind the last.
+
+    `tied_bytes`: the token table where it is the output's too. In one memory it is there once (and in `input_bytes`);
+    where the output runs on another device than the input, that device gets a copy.
+    """
+
+    input_bytes: int
+    layers: tuple[int, ...]
+    output_bytes: int
+    tied_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.input_bytes + sum(self.layers) + self.output_bytes
+
+
+@dataclass(frozen=True)
 class RopeFields:
     """RoPE as the file declares it; None where it says nothing."""
 
@@ -40,7 +58,7 @@ class ModelShape:
     """`layers` are those with a KV cache, `num_layers` is all of them. Counts are values, not bytes.
 
     `has_state`: layers with a recurrent state stand beside attention (or replace it); such a model's context cannot be
-    cut, and the state's bytes are in no forecast. `num_parameters` is None where only a file's tensors would tell.
+    cut, and the state's bytes are in no forecast.
     """
 
     architecture: str
@@ -55,7 +73,6 @@ class ModelShape:
     rope: RopeFields = RopeFields()
     has_state: bool = False
     num_experts_used: int = 0
-    num_parameters: int | None = None
 
     def kv_token_bytes(self, k_type: KVType = KVType.F16, v_type: KVType = KVType.F16) -> int:
         """Bytes of one token's KV over all layers, windowed ones included."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
-from kvloom.errors import ContextOverflowError, NothingToUndoError
+from kvloom.errors import NothingToUndoError
+from kvloom.session.budget import Budget, Fitted
 from kvloom.session.desk import Desk
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import ReplyOptions, ReplyStream
@@ -31,11 +32,16 @@ SPLICE_NOTICE = (
 class Asking:
     """The questions of one session."""
 
-    def __init__(self, loom: Loom, desk: Desk) -> None:
+    def __init__(self, loom: Loom, desk: Desk, budget: Budget) -> None:
         self._loom = loom
         self._desk = desk
-        self.runner = TurnRunner(loom, desk.history.id, desk.cancel)
+        self._budget = budget
+        self.runner = TurnRunner(loom, desk.history.id, desk.cancel, desk.history.next_ordinal)
         self._has_said_fidelity = bool(desk.manifest.turns)
+        self.after_turn: Callable[[], tuple[str, ...]] = tuple
+        """What a finished turn sets off; notices for its reply."""
+        self.before_overflow: Callable[[int], None] = lambda _: None
+        """Told before a question that does not fit is refused or makes room."""
         # Weak: a reply that nobody reads any more gives its turn back when it is collected.
         self._streams: weakref.WeakSet[ReplyStream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
@@ -47,20 +53,19 @@ class Asking:
         """The last question once more, of the context before it."""
         return self._stream(self._reply_again(options, progress))
 
-    def question(self, text: str, manifest: Manifest | None = None) -> Question:
-        """The question's token ids, and the manifest (the session's by default) as the template wants it behind it."""
-        manifest = self._desk.manifest if manifest is None else manifest
+    def question(self, text: str, manifest: Manifest) -> Question:
+        """The question's token ids, and the manifest as the template wants it behind it."""
         records = [self._desk.history.turn(slot.ref) for slot in manifest.turns]
         rendered, tokens = self._loom.prompts.question(manifest, records, text)
         return Question(rendered, text, tokens)
 
     def next_logits(self, text: str) -> F32Array:
-        question = self.question(text)
-        self._check_fits(question, None)
-        return self.runner.next_logits(question)
+        self._get_ready()
+        return self.runner.next_logits(self._fit(text, self._desk.manifest, None).question)
 
     def warm(self, progress: ProgressCallback | None) -> Warmed:
         self._desk.cancel.clear()
+        self._get_ready()
         manifest, warmed = self.runner.warm(self._desk.manifest, progress)
         self._desk.commit("compute turns again whose KV was lost", manifest)
         return warmed
@@ -87,7 +92,7 @@ class Asking:
         self, text: str, options: ReplyOptions, progress: ProgressCallback | None
     ) -> Generator[Delta, None, Reply]:
         with self._desk.editing():
-            return (yield from self._answer("turn", self.question(text), options, progress))
+            return (yield from self._answer("turn", text, self._desk.manifest, options, progress))
 
     def _reply_again(self, options: ReplyOptions, progress: ProgressCallback | None) -> Generator[Delta, None, Reply]:
         with self._desk.editing():
@@ -95,26 +100,44 @@ class Asking:
             if not turns:
                 raise NothingToUndoError("there is no turn to try again; ask something first")
             text = self._desk.history.turn(turns[-1].ref).user
-            question = self.question(text, self._desk.manifest.without({turns[-1].ref}))
-            return (yield from self._answer("retry", question, options, progress))
+            manifest = self._desk.manifest.without({turns[-1].ref})
+            return (yield from self._answer("retry", text, manifest, options, progress))
 
     def _answer(
-        self, operation: str, question: Question, options: ReplyOptions, progress: ProgressCallback | None
+        self,
+        operation: str,
+        text: str,
+        manifest: Manifest,
+        options: ReplyOptions,
+        progress: ProgressCallback | None,
     ) -> Generator[Delta, None, Reply]:
         """The caller holds the turn; whoever reads on takes it over."""
         self._desk.cancel.clear()
-        max_tokens = self._check_fits(question, options.max_tokens)
+        self._get_ready()
+        fitted = self._fit(text, manifest, options.max_tokens)
 
         def commit(manifest: Manifest, record: TurnRecord) -> None:
+            if fitted.operation:
+                # What left is a state of its own: undo takes the turn back first, then this.
+                self._desk.snapshot_before(fitted.operation)
+                self._desk.commit(fitted.operation, manifest.without({record.id}))
             self._desk.commit(operation, manifest, record)
 
-        run = self.runner.run(question, max_tokens, options, progress, commit)
+        run = self.runner.run(fitted.question, fitted.max_tokens, options, progress, commit)
         try:
             done = yield from self._followed(run)
         finally:
             run.close()
         sampled = done.sampled
-        return Reply(sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, self._notices())
+        notices = (*filter(None, (fitted.notice(),)), *self._notices(), *self.after_turn())
+        notices += self._loom.guard.take_notices()
+        left, back = (tuple(dict.fromkeys(s.ref for s in slots)) for slots in (fitted.left, fitted.back))
+        return Reply(sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, notices, left, back)
+
+    def _get_ready(self) -> None:
+        """Raises MemoryPressureError while new work is refused, EngineMemoryError where the cells cannot be had."""
+        self._loom.guard.check()
+        self._loom.ensure_window(self._desk.manifest.window)
 
     def _followed(self, run: Generator[Delta, None, Finished]) -> Generator[Delta, None, Finished]:
         while True:
@@ -126,21 +149,8 @@ class Asking:
             yield delta
             self._desk.taken_by_this_thread()
 
-    def _check_fits(self, question: Question, max_tokens: int | None) -> int:
-        """Tokens that the reply may take. Raises ContextOverflowError with the numbers and the ways out."""
-        used, num_prompt_tokens = question.manifest.num_tokens, len(question.tokens)
-        free = self._loom.window - used - num_prompt_tokens
-        needed = used + num_prompt_tokens + (max_tokens or 1)
-        if free < (max_tokens or 1):
-            reply = f" + {max_tokens} for the reply" if max_tokens else ""
-            raise ContextOverflowError(
-                f"maximum context length is {self._loom.window} tokens: {used} in use + {num_prompt_tokens} for the "
-                f"question{reply} = {needed}; switch chunks off, clear turns, shorten it, or open with --context "
-                f"{needed} or more",
-                num_needed_tokens=needed,
-                num_window_tokens=self._loom.window,
-            )
-        return min(free, max_tokens or self._loom.settings.sampling.max_tokens)
+    def _fit(self, text: str, manifest: Manifest, max_tokens: int | None) -> Fitted:
+        return self._budget.fit(text, manifest, max_tokens, self.question, self.before_overflow)
 
     def _notices(self) -> tuple[str, ...]:
         manifest = self._desk.manifest

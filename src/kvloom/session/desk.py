@@ -1,4 +1,4 @@
-"""What a session stands at and who may change it: its manifest, its log, its window, one writer at a time.
+"""What a session stands at and who may change it: its manifest, its log, one writer at a time.
 
 Knows no engine work: what is asked and what is woven is the business of others.
 """
@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
-from kvloom.errors import ContextOverflowError, SessionBusyError, SessionClosedError
+from kvloom.errors import SessionBusyError, SessionClosedError
 from kvloom.session.history import History, TurnRecord
+from kvloom.session.snapshotter import Snapshotter
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
@@ -27,6 +28,7 @@ class Desk:
     def __init__(self, loom: Loom, history: History) -> None:
         self.loom = loom
         self.history = history
+        self.snapshots = Snapshotter(loom, history)
         self.cancel = threading.Event()
         self.is_closing = False
         self.is_closed = False
@@ -51,7 +53,7 @@ class Desk:
         """Nobody else edits or asks meanwhile. Raises SessionBusyError where this thread is the one in the way."""
         if self._thread == threading.get_ident():
             raise SessionBusyError("a reply of this session is being read in this thread; finish or close it first")
-        with self._turn:
+        with self.loom.foreground.busy(), self.loom.monitor.busy(), self._turn:
             self.taken_by_this_thread()
             try:
                 yield
@@ -81,6 +83,10 @@ class Desk:
         self.manifest = manifest
         self.loom._pin_entries()
 
+    def snapshot_before(self, operation: str) -> None:
+        """What is about to be changed stays under a name of its own."""
+        self.snapshots.automatic(f"before {operation}")
+
     def undo(self) -> str:
         """Back to the manifest before; what was undone. Raises NothingToUndoError."""
         operation = self.history.undo()
@@ -93,26 +99,10 @@ class Desk:
         self.history.reread()
         self.manifest = self._adopted()
 
-    def _adopted(self) -> Manifest:
-        """What the log says, as the loaded model and this window have it. It is logged with the next change."""
-        manifest = self.history.manifest
+    def adopted(self, manifest: Manifest) -> Manifest:
+        """A manifest of the log as the loaded model has it."""
         return self.loom._adopted(manifest, [self.history.turn(slot.ref) for slot in manifest.turns])
 
-    # -- the window ---------------------------------------------------------------------------------------------
-
-    def fitting(self, manifest: Manifest) -> Manifest:
-        """The manifest, holes closed where its span needs it.
-
-        Raises ContextOverflowError where it does not fit, unless it holds no more than now: turns may have filled
-        the reserve, or the window may be smaller than it was, and the way out of that must be open.
-        """
-        window, reserve = self.loom.window, self.loom.reserve
-        limit, num_tokens = window - reserve, manifest.num_tokens
-        if num_tokens > limit and num_tokens > self.manifest.num_tokens:
-            raise ContextOverflowError(
-                f"the context would hold {num_tokens} tokens, and the window of {window} leaves {limit} beside the "
-                f"reserve of {reserve}; switch something off, or open with --context {num_tokens + reserve} or more",
-                num_needed_tokens=num_tokens,
-                num_window_tokens=window,
-            )
-        return manifest.settled(dense=True) if manifest.span > limit else manifest
+    def _adopted(self) -> Manifest:
+        """What the log says, as the loaded model has it. It is logged with the next change."""
+        return self.adopted(self.history.manifest)

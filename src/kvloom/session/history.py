@@ -1,4 +1,4 @@
-"""One session's history: its manifests, one behind the other, and the texts of its turns, on the log.
+"""One session's history: its manifests, one behind the other, the texts of its turns, and its ledger, on the log.
 
 Knows no engine and no tiers.
 """
@@ -9,14 +9,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvloom.context.manifest import Manifest
+from kvloom.context.ledger import Ledger, Left
+from kvloom.context.manifest import Manifest, Slot
 from kvloom.errors import NothingToUndoError
-from kvloom.session.log import ManifestId, SessionLog
+from kvloom.session.log import ManifestId, ManifestRecord, SessionLog
 from kvloom.types import SessionId
 
 
 class TurnRecord(msgspec.Struct, frozen=True):
-    """What was asked and said in one turn. The first `num_prompt_tokens` of its slot are the question's."""
+    """What was asked and said in one turn. The first `num_prompt_tokens` of its slot are the question's.
+
+    `ordinal` counts the session's turns from 1, whatever clocks do. A summary `replaces` the turns of these refs.
+    """
 
     id: str
     user: str
@@ -25,6 +29,12 @@ class TurnRecord(msgspec.Struct, frozen=True):
     finish_reason: str
     num_prompt_tokens: int
     created: float
+    ordinal: int = 0
+    replaces: tuple[str, ...] = ()
+
+    @property
+    def is_summary(self) -> bool:
+        return bool(self.replaces)
 
 
 class History:
@@ -37,13 +47,16 @@ class History:
         self._log = log
         self.id = session
         self._writer = log.open_writer(session)
+        self._ledger: Ledger[ManifestId] = Ledger()
+        self._noted = ManifestId(0)
         try:
             self._turns = {key: msgspec.json.decode(body, type=TurnRecord) for key, body in log.turns(session).items()}
             record = log.get(session)
             self.name = record.name
             self.model = record.model
             if record.head:
-                self.manifest = self.decode(log.manifest(record.head[0]).body)
+                self.head = record.head[0]
+                self.manifest = self.decode(log.manifest(self.head).body)
             else:
                 self.manifest = begin()
                 self.append("new", self.manifest)
@@ -58,7 +71,7 @@ class History:
         number = self._writer.append(operation, manifest.encode(), tokens, turns)
         if turn is not None:
             self._turns[turn.id] = turn
-        self.manifest = manifest
+        self.manifest, self.head = manifest, number
         return number
 
     def undo(self) -> str:
@@ -67,8 +80,40 @@ class History:
         if not head.parent:
             raise NothingToUndoError("nothing to undo: this is the session's first state")
         before = self._writer.undo()
-        self.manifest = self.decode(before.body)
+        self.manifest, self.head = self.decode(before.body), before.id
         return head.op
+
+    def next_ordinal(self) -> int:
+        """For a turn that is made now."""
+        return 1 + max((record.ordinal for record in self._turns.values()), default=0)
+
+    def order(self, ref: str) -> int:
+        """A turn's place among all turns of the session."""
+        return self._turns[ref].ordinal if ref in self._turns else 0
+
+    def ledger(self) -> list[Left[ManifestId]]:
+        """What was ever given here and is not in the manifest now."""
+        for record in self._log.manifests(self.id, after=self._noted):
+            parent = record.parent[0] if record.parent else None
+            self._ledger.note(record.id, parent, record.op, Manifest.named(record.body))
+            self._noted = record.id
+        return self._ledger.lines(self.head)
+
+    def slots_of(self, line: Left[ManifestId]) -> list[Slot]:
+        """What stood for a turn or chunk in the last manifest that held it, with its KV's lineage."""
+        manifest = self.decode(self._log.manifest(line.last).body)
+        return [slot for slot in manifest.slots if slot.ref == line.named.ref]
+
+    def ancestors(self, limit: int) -> set[ManifestId]:
+        """The manifests that the next `limit` undos lead to, and the present one."""
+        found, record = {self.head}, self._log.manifest(self.head)
+        while record.parent and len(found) <= limit:
+            record = self._log.manifest(record.parent[0])
+            found.add(record.id)
+        return found
+
+    def manifest_record(self, number: ManifestId) -> ManifestRecord:
+        return self._log.manifest(number)
 
     def turn(self, ref: str) -> TurnRecord:
         return self._turns[ref]
@@ -79,7 +124,9 @@ class History:
 
     def reread(self) -> None:
         """The manifest as the log has it now: after a purge has rewritten it."""
-        self.manifest = self.decode(self._log.head(self.id).body)
+        head = self._log.head(self.id)
+        self.manifest, self.head = self.decode(head.body), head.id
+        self._ledger, self._noted = Ledger(), ManifestId(0)
 
     def decode(self, body: bytes) -> Manifest:
         return Manifest.decode(body, self._log.tokens)

@@ -106,12 +106,11 @@ class SessionLog:
             raise SessionError(f"no manifest {manifest} in the log")
         return _manifest(rows[0])
 
-    def manifests(self, session: SessionId) -> tuple[ManifestRecord, ...]:
-        """The whole log of a session, in order."""
+    def manifests(self, session: SessionId, after: ManifestId = ManifestId(0)) -> tuple[ManifestRecord, ...]:
+        """The log of a session in order: all of it, or what was appended after a manifest."""
         self.get(session)
-        return tuple(
-            _manifest(row) for row in self._db.rows(f"{_SELECT_MANIFEST} WHERE session_id = ? ORDER BY id", (session,))
-        )
+        sql = f"{_SELECT_MANIFEST} WHERE session_id = ? AND id > ? ORDER BY id"
+        return tuple(_manifest(row) for row in self._db.rows(sql, (session, after)))
 
     def head(self, session: SessionId) -> ManifestRecord:
         """What the session stands at. Raises UnknownSessionError, SessionError where nothing was appended yet."""
@@ -188,6 +187,30 @@ class SessionLog:
         with self._free_name(name):
             if not self._db.execute("UPDATE sessions SET name = ? WHERE id = ?", (name or None, session)):
                 self.get(session)
+
+    def fork(self, session: SessionId, manifest: ManifestId, name: str = "") -> SessionId:
+        """A new session with its own copy of the log up to `manifest`, which is its head; all turns come along.
+
+        One transaction. Raises SessionError where the manifest is not of that session, UsageError for a taken name.
+        """
+        with self._db.transaction():
+            chain = self._db.rows(_SELECT_CHAIN, (manifest, session))
+            if not chain:
+                raise SessionError(f"manifest {manifest} does not belong to session {session}")
+            fork = self.create(self.get(session).model, name)
+            copies: dict[int, int] = {}
+            for number, parent, op, created_s, body in chain:
+                copy = _insert_manifest(self._db, (fork, copies.get(parent), op, created_s, body))
+                copies[number] = copy
+                self._db.execute(
+                    "INSERT INTO manifest_runs SELECT ?, digest FROM manifest_runs WHERE manifest_id = ?",
+                    (copy, number),
+                )
+            self._db.execute(
+                "INSERT INTO turns SELECT id, ?, body, checksum FROM turns WHERE session_id = ?", (fork, session)
+            )
+            self._db.execute("UPDATE sessions SET head = ? WHERE id = ?", (copies[manifest], fork))
+        return fork
 
     @contextmanager
     def writer(self, session: SessionId) -> Iterator[SessionWriter]:
@@ -389,6 +412,11 @@ _SELECT_SESSION = (
     "(SELECT count(*) FROM manifests m WHERE m.session_id = sessions.id) FROM sessions"
 )
 _SELECT_MANIFEST = "SELECT id, session_id, parent, op, created_s, body, checksum FROM manifests"
+_SELECT_CHAIN = (
+    "WITH RECURSIVE chain (id) AS (SELECT id FROM manifests WHERE id = ? AND session_id = ? "
+    "UNION SELECT m.parent FROM manifests m JOIN chain c ON m.id = c.id WHERE m.parent IS NOT NULL) "
+    "SELECT id, parent, op, created_s, body FROM manifests WHERE id IN (SELECT id FROM chain) ORDER BY id"
+)
 _SELECT_RUNS = "SELECT digest FROM manifest_runs WHERE manifest_id = ? ORDER BY digest"
 
 

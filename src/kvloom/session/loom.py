@@ -6,9 +6,8 @@ Joins all rooms; the edges call this and `Session`, and nothing below.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,18 +19,34 @@ from kvloom.config import Settings
 from kvloom.context.device import Device
 from kvloom.context.manifest import Manifest
 from kvloom.engine.base import Engine
-from kvloom.errors import AmbiguousChunkError, LoomClosedError, SessionBusyError, UnknownChunkError, UsageError
+from kvloom.errors import (
+    AmbiguousChunkError,
+    EngineMemoryError,
+    LoomClosedError,
+    SessionBusyError,
+    UnknownChunkError,
+    UsageError,
+)
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
+from kvloom.memory.monitor import LowMemory, MemoryMonitor, Pace
+from kvloom.memory.reading import MemoryPicture
+from kvloom.memory.sizing import WINDOW_STEP, Room, Sizing, budget_bytes
+from kvloom.model.footprint import largest_fitting
 from kvloom.session.composer import Composer
+from kvloom.session.foreground import Foreground
 from kvloom.session.gc import collect
+from kvloom.session.guard import MemoryGuard
 from kvloom.session.history import History, TurnRecord
 from kvloom.session.library import Library
 from kvloom.session.log import SessionLog
+from kvloom.session.pool import Pool, num_cells
 from kvloom.session.presets import bring_in, profile_of
 from kvloom.session.prompts import Prompts
 from kvloom.session.purge import purge
 from kvloom.session.session import Session
+from kvloom.session.sizing import limits_of, reading_for
+from kvloom.session.snapshots import SnapshotStore
 from kvloom.session.status import Rates, device_status
 from kvloom.session.transfer import export_session, import_session
 from kvloom.session.values import (
@@ -73,19 +88,28 @@ class Loom:
         self.store = store
         self.settings = settings
         self.home = home
-        self.window = settings.context
-        self.reserve = min(settings.reserve_tokens, settings.context // 4)
+        self.window = settings.context or settings.context_target
+        self.sizing: Sizing | None = None
+        """How the window was chosen; None where the engine was loaded by someone else."""
+        self.policy: str = settings.overflow.policy or "stop"
+        """What leaves a window that overflows, where a session has not chosen."""
+        self.foreground = Foreground()
         self.rates = Rates()
         self.device = Device(engine)
+        self.pool = Pool(self.device, self.window, self._spare_bytes)
+        self.guard = MemoryGuard(self)
+        """What is done when memory runs low, and how much may still be taken."""
+        self.monitor = MemoryMonitor(pace=Pace(busy_s=settings.guard.poll_s, rest_s=6 * settings.guard.poll_s))
         self.builder = PromptBuilder(engine.vocabulary, default_system=settings.system)
         # By the model alone: were the window in it, another window would find none of the stored KV.
         prefix = alone_prefix(engine.sink_token, engine.train_context, self.builder.tokenizer.content)
         self.composer = Composer(engine, self.device, store, rotator.lay, prefix)
-        self._model_name, self._model_path = model
+        self.model_name, self._model_path = model
         self._rotator = rotator
         self._database = Database(home)
         self.catalog = Catalog(self._database)
         self.log = SessionLog(self._database)
+        self.snapshot_store = SnapshotStore(self._database)
         self._profiles = ProfileStore(self._database)
         self.library = Library(self.catalog, self.builder, self.composer, store)
         self.prompts = Prompts(self.builder, self.library, engine.fingerprint)
@@ -93,6 +117,9 @@ class Loom:
         self._pinned: set[EntryId] = set()
         self._lock = threading.RLock()
         self._closed = False
+        if settings.guard.enabled:
+            self.monitor.on_reading(self.guard.on_picture)
+            self.monitor.start()
 
     # -- chunks -------------------------------------------------------------------------------------------------
 
@@ -227,12 +254,14 @@ class Loom:
             session = self._sessions.get(found) if found is not None else None
             if session is None or session.is_closed:
                 text = "" if system is None else system
-                first = Manifest(fidelity=mode, window=self.window, model=self.engine.fingerprint)
+                first = Manifest(fidelity=mode, model=self.engine.fingerprint)
                 first = first.with_head(self.prompts.head(text), text)
-                found = found or self.log.create(self._model_name, name or "")
+                found = found or self.log.create(self.model_name, name or "")
                 session = Session(self, History(self.log, found, lambda: first))
                 self._sessions[found] = session
                 self._pin_entries()
+                with suppress(EngineMemoryError, UsageError):  # then it goes on in the window that there is
+                    self.ensure_window(session.manifest.window)
         if system is not None and session.system != system:
             session.set_system(system)
         if fidelity is not None and session.fidelity is not mode:
@@ -307,7 +336,7 @@ class Loom:
         capabilities = self.engine.capabilities
         k, v = self.engine.layout.k_type.value, self.engine.layout.v_type.value
         return LoomStatus(
-            model=self._model_name,
+            model=self.model_name,
             model_path=str(self._model_path),
             fingerprint=self.engine.fingerprint,
             engine=type(self.engine).__name__,
@@ -343,6 +372,8 @@ class Loom:
             raise
         with ExitStack() as last_things:
             last_things.callback(self._close_engine)
+            last_things.callback(self.guard.wait)
+            last_things.callback(self.monitor.close)
             last_things.callback(self._database.close)
             last_things.callback(self._rotator.close)
             last_things.callback(self.store.close)
@@ -386,10 +417,50 @@ class Loom:
         return mode if capabilities.can_rotate and capabilities.can_move_kv else Fidelity.EXACT
 
     def _adopted(self, manifest: Manifest, records: Sequence[TurnRecord]) -> Manifest:
-        """A manifest of the log as it can go on here: this model's token ids, a mode it can do, this window."""
-        manifest = replace(self.prompts.adopted(manifest, records), window=self.window)
+        """A manifest of the log as it can go on here: this model's token ids, a mode it can do."""
+        manifest = self.prompts.adopted(manifest, records)
         mode = self.usable_fidelity(manifest.fidelity)
         return manifest if mode is manifest.fidelity else manifest.with_fidelity(mode)
+
+    # -- the pool -----------------------------------------------------------------------------------------------
+
+    def ensure_window(self, window: int) -> None:
+        """Cells for a session of `window` tokens (0: the loom's own). Raises EngineMemoryError, UsageError."""
+        self._check_open()
+        self.pool.ensure(window or self.window)
+
+    def shrink_pool(self) -> bool:
+        """Give back cells that no open session's window needs."""
+        windows = [session.window for session in self.open_sessions()]
+        return self.pool.shrink(max(windows, default=self.window))
+
+    def automatic_window(self) -> int:
+        """The window that the settings, the model and memory allow now, the present pool's cells given back."""
+        limits = limits_of(self.settings)
+        most = min(filter(None, (limits.target, limits.maximum, self.engine.train_context)))
+        reading = reading_for(self.monitor.poll(), on_accelerator=self.engine.uses_accelerator)
+        if reading is None:
+            return most
+        token_bytes = self.engine.layout.token_bytes
+        budget = budget_bytes(Room.of(reading), limits) + self.engine.num_cells * token_bytes
+        return largest_fitting(lambda tokens: num_cells(tokens) * token_bytes <= budget, most, WINDOW_STEP)
+
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def memory(self) -> MemoryPicture:
+        """All memories of this machine, read now."""
+        return self.monitor.poll()
+
+    def on_low_memory(self, callback: Callable[[LowMemory], None], share: float = 0.8) -> Callable[[], None]:
+        """Call `callback` when a memory's used share reaches `share`, once a crossing; returns what ends that."""
+        return self.monitor.on_low_memory(callback, share)
+
+    def _spare_bytes(self) -> int | None:
+        """What may be taken below the guard's soft limit, as of now; None where the guard is off."""
+        if not self.settings.guard.enabled:
+            return None
+        self.monitor.poll()
+        return self.guard.spare_bytes()
 
     def _close_engine(self) -> None:
         with self.device.lock:

@@ -48,7 +48,7 @@ class Probe:
 
     def question_tokens(self, text: str) -> list[int]:
         """The token ids that asking `text` would append to the context."""
-        return list(self._session._asking.question(text).tokens)
+        return list(self._session._asking.question(text, self._session.manifest).tokens)
 
     def logits_behind(self, tokens: Sequence[int]) -> F32Array:
         """Logits (vocab,) behind the context and these token ids."""

@@ -54,6 +54,11 @@ class Prompts:
         )
         return (manifest if slots == manifest.slots else replace(manifest, slots=slots).settled()), tokens
 
+    def turn(self, system: str, record: TurnRecord) -> Tokens:
+        """The ids of a turn that was not generated here: a summary, say."""
+        turns, _ = self._render(system, [record], [()], _PROBE)
+        return Tokens(turns[0])
+
     def adopted(self, manifest: Manifest, records: Sequence[TurnRecord]) -> Manifest:
         """The same context under the loaded model. Ids of another model's vocabulary are made anew from the texts.
 

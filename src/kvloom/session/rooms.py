@@ -15,18 +15,16 @@ from kvloom.kv.ram import RamTier
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
 from kvloom.model.fingerprint import HashCache, file_sha256, model_fingerprint
-from kvloom.model.header import shard_paths
+from kvloom.memory.probe import read_memory
+from kvloom.memory.sizing import Sizing
+from kvloom.model.header import read_header, shard_paths
 from kvloom.model.pull import ensure_model
 from kvloom.model.registry import find_model
 from kvloom.session.loom import Loom
+from kvloom.session.pool import num_cells as num_cells
+from kvloom.session.sizing import demand_of, opening_window, reading_for
 from kvloom.session.values import Progress, ProgressCallback
 from kvloom.types import Fidelity, ModelFingerprint
-
-CELL_SLACK_SHARE = 6
-"""A sixth of the window more cells than the window: blend's scratch rows, padding, a chunk computed on its own."""
-MIN_CELL_SLACK = 512
-CELL_STEP = 256
-"""llama.cpp rounds the number of cells up to this."""
 
 
 def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of its own
@@ -62,20 +60,35 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
             progress(Progress(task, done, total, "bytes"))
 
     found = ensure_model(chosen.model, where, on_bytes) if allow_fetch else find_model(chosen.model, where)
+    chosen, sizing = _sized(chosen, found.path)
     fingerprint = _fingerprint(found.path, chosen, where, on_bytes)
     engine = open_engine(found.path, chosen, where, fingerprint)
     try:
-        return join(engine, chosen, where.home, (found.name, found.path))
+        loom = join(engine, chosen, where.home, (found.name, found.path))
+        loom.sizing = sizing
+        return loom
     except BaseException:
         engine.close()
         raise
+
+
+def _sized(settings: Settings, path: Path) -> tuple[Settings, Sizing]:
+    """The settings with the window that the model will be opened with. Raises EngineMemoryError, before anything is
+    loaded, where memory cannot hold it."""
+    from kvloom.engine.llamacpp.build import build_features
+
+    header = read_header(path)
+    _, has_gpu = build_features()
+    reading = reading_for(read_memory(), on_accelerator=has_gpu and settings.n_gpu_layers != 0)
+    sizing = opening_window(settings, demand_of(header.shape, header.weights.total_bytes, settings), reading)
+    return settings.model_copy(update={"context": sizing.context}), sizing
 
 
 def join(engine: Engine, settings: Settings, home: Path, model: tuple[str, Path]) -> Loom:
     """A loom over an engine that is loaded already."""
     caster = getattr(engine, "row_caster", None)
     rotator = Rotator(engine.layout, engine.rope, caster)
-    coding = DiskCoding(Codec(settings.compression.value), (engine.rope,), caster)
+    coding = DiskCoding(Codec(settings.disk_compression.value), (engine.rope,), caster)
     disk = DiskTier(home / "kv", settings.disk_budget_bytes, coding)
     store = TieredStore([RamTier(settings.ram_budget_bytes), disk])
     try:
@@ -93,7 +106,7 @@ def open_engine(path: Path, settings: Settings, where: Paths, fingerprint: Model
     scaling = RopeScaling[rope.scaling.upper()] if rope.scaling else None
     load = LoadSettings(
         path=path,
-        num_cells=num_cells(settings.context),
+        num_cells=num_cells(settings.context or settings.context_target),
         kv_type_k=settings.k_type,
         kv_type_v=settings.v_type,
         max_sequences=settings.max_sequences,
@@ -112,12 +125,6 @@ def open_engine(path: Path, settings: Settings, where: Paths, fingerprint: Model
         cache_dir=where.cache_dir,
     )
     return LlamaCppEngine(load, fingerprint)
-
-
-def num_cells(window: int) -> int:
-    """Native cells for sessions of `window` tokens, with the slack that weaving needs."""
-    wanted = window + max(MIN_CELL_SLACK, window // CELL_SLACK_SHARE)
-    return (wanted + CELL_STEP - 1) // CELL_STEP * CELL_STEP
 
 
 def _settings(settings: Settings | None, given: Mapping[str, Any], home: str | Path | None) -> Settings:

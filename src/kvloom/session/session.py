@@ -5,19 +5,40 @@ The façade that edges call. Rows, tiers and the device are the composer's busin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvloom.context.manifest import Manifest, SlotKind
+from kvloom.context.manifest import Manifest, Slot, SlotKind
+from kvloom.context.policies.base import find_policy
 from kvloom.errors import ChunkError, ContentError, NothingToUndoError, UnknownChunkError, UsageError
 from kvloom.session.asking import Asking
+from kvloom.session.budget import Budget, with_window
+from kvloom.session.compression import Compression
 from kvloom.session.desk import Desk
 from kvloom.session.history import History
+from kvloom.session.recall import MIN_REF_CHARS, ledger_lines, one_line, recalled
 from kvloom.session.reply import ReplyOptions, ReplyStream
 from kvloom.session.status import context_usage
-from kvloom.session.values import Chunk, ContextUsage, Message, ProgressCallback, Reloaded, Reply, Turn, Warmed
+from kvloom.session.values import (
+    Chunk,
+    CompressionEstimate,
+    CompressionResult,
+    ContextUsage,
+    LedgerLine,
+    Message,
+    Overflow,
+    ProgressCallback,
+    Reloaded,
+    Reply,
+    Snapshot,
+    Threshold,
+    Turn,
+    Warmed,
+)
+from kvloom.session.watch import Watch
 from kvloom.types import ChunkId, F32Array, Fidelity, SessionId
 
 if TYPE_CHECKING:
@@ -35,7 +56,12 @@ class Session:
         self.loom = loom
         self._history = history
         self._desk = Desk(loom, history)
-        self._asking = Asking(loom, self._desk)
+        self._budget = Budget(loom, self._desk)
+        self._asking = Asking(loom, self._desk, self._budget)
+        self._compression = Compression(loom, self._desk, self._budget, self._asking)
+        self._watch = Watch(self._desk, self._budget, self._compression)
+        self._asking.after_turn = self._watch.after_turn
+        self._asking.before_overflow = self._watch.before_overflow
 
     # -- who it is ----------------------------------------------------------------------------------------------
 
@@ -74,6 +100,7 @@ class Session:
         if self._desk.is_closed:
             return
         self._desk.is_closing = True  # whoever waits for the turn must not get it any more
+        self._compression.stop()
         try:
             self._asking.stop()
             with self._desk.turn():
@@ -82,6 +109,7 @@ class Session:
                 with self.loom.device.lock:
                     self.loom.device.release_owner(self.id)
                 self._history.close()
+                self._budget.close()
         finally:
             self._desk.is_closing = False
         self.loom._forget(self)
@@ -113,7 +141,7 @@ class Session:
                     manifest = manifest.switched(chunk, True)
                 else:
                     manifest = manifest.with_chunk(chunk, *self.loom.prompts.chunk(chunk, ref))
-            self._desk.commit("activate " + " ".join(ref[:12] for ref in refs), self._desk.fitting(manifest))
+            self._desk.commit("activate " + " ".join(ref[:12] for ref in refs), self._budget.fitting(manifest))
 
     def deactivate(self, *refs: str) -> None:
         """Chunks off: outside the attention, their places kept. Turns made behind them keep their trace in
@@ -122,7 +150,7 @@ class Session:
             manifest = self.manifest
             for ref in refs:
                 manifest = manifest.switched(self._in_context(ref), False)
-            self._desk.commit("deactivate " + " ".join(ref[:12] for ref in refs), self._desk.fitting(manifest))
+            self._desk.commit("deactivate " + " ".join(ref[:12] for ref in refs), self._budget.fitting(manifest))
 
     def move(self, ref: str, index: int) -> None:
         """A chunk to another place in the block, 0 the first."""
@@ -131,13 +159,14 @@ class Session:
             count = len(self.manifest.chunk_ids)
             if not 0 <= index < count:
                 raise UsageError(f"place {index} is outside the block of {count} chunks; give 0 to {count - 1}")
-            self._desk.commit(f"move {ref[:12]} {index}", self._desk.fitting(self.manifest.moved(chunk, index)))
+            self._desk.commit(f"move {ref[:12]} {index}", self._budget.fitting(self.manifest.moved(chunk, index)))
 
     def pin(self, ref: str, pinned: bool = True) -> None:
-        """Keep a chunk in the context and its entry in RAM, whatever a policy says."""
+        """Keep a chunk or a turn (its number or id) in the context and its entry in RAM, whatever a policy says."""
         with self._desk.editing():
-            chunk = self._in_context(ref)
-            self._desk.commit(f"{'pin' if pinned else 'unpin'} {ref[:12]}", self.manifest.with_pin(chunk, pinned))
+            turns = self._turns_of(ref)
+            found = turns[0].ref if len(turns) == 1 else self._in_context(ref)
+            self._desk.commit(f"{'pin' if pinned else 'unpin'} {ref[:12]}", self.manifest.with_pin(found, pinned))
 
     def remove(self, ref: str) -> None:
         """A chunk out of this context; the store keeps it."""
@@ -175,7 +204,7 @@ class Session:
             moved = library.moved((ChunkId(slot.ref), slot.name) for slot in manifest.chunks if not slot.part)
             for one in moved:
                 manifest = self.loom.prompts.swapped(manifest, one.old, one.new, one.name)
-            self._desk.commit("reload " + " ".join(one.name for one in moved), self._desk.fitting(manifest))
+            self._desk.commit("reload " + " ".join(one.name for one in moved), self._budget.fitting(manifest))
             if unreadable is not None:
                 raise unreadable
             return moved
@@ -184,18 +213,19 @@ class Session:
         """Another mode for what is placed from now on."""
         with self._desk.editing():
             mode = self.loom.usable_fidelity(fidelity)
-            self._desk.commit(f"fidelity {mode.value}", self._desk.fitting(self.manifest.with_fidelity(mode)))
+            self._desk.commit(f"fidelity {mode.value}", self._budget.fitting(self.manifest.with_fidelity(mode)))
 
     def set_system(self, system: str) -> None:
         """Another system prompt, in front of everything."""
         with self._desk.editing():
             head = self.loom.prompts.head(system)
-            self._desk.commit("system", self._desk.fitting(self.manifest.with_head(head, system)))
+            self._desk.commit("system", self._budget.fitting(self.manifest.with_head(head, system)))
 
     def clear(self, turns: Sequence[int] | None = None) -> None:
         """Chunks and turns out of this context, or only the turns of these numbers (from 1). The store keeps all."""
         with self._desk.editing():
             known = self.manifest.turns
+            self._desk.snapshot_before("clear")
             if turns is None:
                 refs = {slot.ref for slot in self.manifest.slots if slot.kind is not SlotKind.HEAD}
                 self._desk.commit("clear", self.manifest.without(refs))
@@ -213,6 +243,7 @@ class Session:
         """
         with self._desk.editing():
             operation = self._desk.undo()
+            self.loom.ensure_window(self.manifest.window)
             if operation.startswith("erase "):
                 with suppress(UnknownChunkError):  # purged since
                     self.loom.restore_erased(ChunkId(operation.split()[1]))
@@ -229,6 +260,143 @@ class Session:
             if traced:
                 self._desk.commit("recompute", manifest.recomputed())
             return traced
+
+    # -- the window ---------------------------------------------------------------------------------------------
+
+    @property
+    def window(self) -> int:
+        """The most tokens that this context may hold, the reply included."""
+        return self._budget.window()
+
+    @property
+    def policy(self) -> str:
+        """What leaves the window when it overflows: see `kvloom.policies()`."""
+        return self._budget.policy_name()
+
+    @policy.setter
+    def policy(self, name: str) -> None:
+        find_policy(name)
+        with self._desk.editing():
+            self._desk.commit(f"policy {name}", replace(self.manifest, policy=name))
+
+    def resize(self, num_tokens: int | None) -> int:
+        """A window of another size; None takes what memory allows. The window now.
+
+        The model stays loaded, the conversation as it is; running replies of this loom wait. Raises UsageError below
+        what is used (with the numbers), EngineMemoryError where the memory is not there: the old size stays.
+        """
+        with self._desk.editing():
+            wanted = self.loom.automatic_window() if num_tokens is None else num_tokens
+            used, least = self.manifest.num_tokens, self.manifest.num_tokens + min(64, wanted // 4)
+            if wanted < least:
+                raise UsageError(
+                    f"a window of {wanted} tokens cannot hold the {used} in use and a reply: give {least} or more, or "
+                    "make the context smaller first (/context compress, /deactivate, /clear)"
+                )
+            self.loom.ensure_window(wanted)
+            self._desk.snapshot_before("resize")
+            self._desk.commit(f"resize {wanted}", with_window(self.manifest, wanted))
+            self.loom.shrink_pool()
+            return self._budget.window()
+
+    def compress(
+        self, strategy: str | None = None, *, dry_run: bool = False, progress: ProgressCallback | None = None
+    ) -> CompressionResult | CompressionEstimate:
+        """Old turns become a summary (`hybrid`, `summarize`) or leave (`truncate`); the ledger keeps them.
+
+        `dry_run` only estimates. Raises CompressionError where there is nothing to compress or it gains too little.
+        """
+        self._compression.stop()
+        with self._desk.editing():
+            if dry_run:
+                return self._compression.estimate(strategy)
+            self._desk.cancel.clear()
+            return self._compression.compress(strategy, progress)
+
+    @property
+    def is_compressing(self) -> bool:
+        """Whether a compression runs in the background."""
+        return self._compression.is_running
+
+    def wait_for_compression(self, timeout_s: float | None = None) -> bool:
+        """Until the compression in the background has ended; False where it has not in time."""
+        return self._compression.wait(timeout_s)
+
+    def on_threshold(self, share: float, callback: Callable[[Threshold], object]) -> Callable[[], None]:
+        """Call `callback` when the context passes `share` of what it may hold; returns what ends that."""
+        return self._watch.on_threshold(share, callback)
+
+    def on_before_overflow(self, callback: Callable[[Overflow], object]) -> Callable[[], None]:
+        """Call `callback` before a question that does not fit is refused or makes room; returns what ends that."""
+        return self._watch.overflow.subscribe(callback)
+
+    # -- states -------------------------------------------------------------------------------------------------
+
+    def snapshot(self, title: str = "") -> Snapshot:
+        """The present state under an id; durable on return, without any inference."""
+        with self._desk.editing():
+            return self._desk.snapshots.value(self._desk.snapshots.take(title))
+
+    def snapshot_now(self, reason: str) -> None:
+        """An automatic snapshot, whether or not somebody edits or asks: what stands now is in the log already."""
+        self._desk.snapshots.automatic(reason)
+
+    def snapshots(self) -> list[Snapshot]:
+        """This session's snapshots, the newest first."""
+        self._desk.check_open()
+        return self._desk.snapshots.list()
+
+    def restore(self, ref: str | None = None) -> Snapshot:
+        """Back to a snapshot (the newest by default), with its KV; `undo()` takes it back.
+
+        Raises UnknownSnapshotError, SnapshotError where it is damaged; the context is as before then.
+        """
+        with self._desk.editing():
+            snapshots = self._desk.snapshots
+            record = snapshots.latest() if ref is None else snapshots.get(ref)
+            manifest = self._desk.adopted(snapshots.manifest(record))
+            self.loom.ensure_window(manifest.window)
+            self._desk.snapshot_before("restore")
+            self._desk.commit(f"restore {record.id}", manifest)
+            return snapshots.value(record)
+
+    def fork(self, ref: str | None = None, name: str = "") -> Session:
+        """Another session that goes on from a snapshot, or from here; this one stays as it is."""
+        with self._desk.editing():
+            at = self._history.head if ref is None else self._desk.snapshots.get(ref).manifest
+            fork = self.loom.log.fork(self.id, at, name)
+        return self.loom.session(id=fork)
+
+    def delete_snapshot(self, ref: str) -> Snapshot:
+        """A snapshot gone; what it held is still in the log while undo can reach it. What was deleted."""
+        with self._desk.editing():
+            record = self._desk.snapshots.get(ref)
+            value = self._desk.snapshots.value(record)
+            self._desk.snapshots.delete(record)
+            return value
+
+    def snapshot_messages(self, ref: str) -> list[Message]:
+        """The messages of a snapshot as they were, without restoring it."""
+        self._desk.check_open()
+        stored = self._desk.snapshots.messages(self._desk.snapshots.get(ref))
+        return [Message(message.role, message.content, message.turn) for message in stored]
+
+    def ledger(self) -> list[LedgerLine]:
+        """What was ever given here and is not in the prompt, why, and how to get it back; the oldest first."""
+        self._desk.check_open()
+        with self._desk.editing():
+            return ledger_lines(self.loom, self._history)
+
+    def recall(self, *refs: str) -> None:
+        """Turns and chunks of the ledger back into the context, in their old order.
+
+        Raises UsageError where the ledger has no such line, ContextOverflowError where it does not fit.
+        """
+        with self._desk.editing():
+            manifest, lines = self.manifest, self._history.ledger()
+            for ref in refs:
+                manifest = recalled(manifest, self._history, one_line(lines, ref))
+            self._desk.commit("recall " + " ".join(ref[:12] for ref in refs), self._budget.fitting(manifest))
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -304,7 +472,7 @@ class Session:
             turns.append(
                 Turn(
                     slot.ref, number, record.user, record.answer, record.reasoning, record.finish_reason,
-                    slot.num_tokens, manifest.traces(slot),
+                    slot.num_tokens, manifest.traces(slot), slot.pinned, record.replaces,
                 )
             )  # fmt: skip
         return turns
@@ -331,9 +499,16 @@ class Session:
     def usage(self) -> ContextUsage:
         """What the window holds, by segment. Looking costs no context."""
         self._desk.check_open()
-        return context_usage(self.loom, self.manifest, self.id)
+        return context_usage(self.loom, self.manifest, self.id, self._budget)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _turns_of(self, ref: str) -> list[Slot]:
+        """Turns of this context by number ("3"), or by the beginning of their id."""
+        turns = self.manifest.turns
+        if ref.isdigit() and 1 <= int(ref) <= len(turns):
+            return [turns[int(ref) - 1]]
+        return [slot for slot in turns if len(ref) >= MIN_REF_CHARS and slot.ref.startswith(ref)]
 
     def _known(self, ref: str) -> ChunkId:
         """A chunk of the home; one that is erased, but stands here still, too."""

@@ -13,6 +13,7 @@ from kvloom.session.values import ContextUsage, Segment, TierStatus
 from kvloom.types import ChunkId, EntryId, TierName
 
 if TYPE_CHECKING:
+    from kvloom.session.budget import Budget
     from kvloom.session.loom import Loom
 
 COLDNESS = (TierName.DEVICE, TierName.RAM, TierName.DISK, TierName.REMOTE, TierName.NONE)
@@ -52,7 +53,7 @@ def coldest(tiers: Sequence[TierName]) -> TierName:
     return max(tiers, key=COLDNESS.index, default=TierName.NONE)
 
 
-def context_usage(loom: Loom, manifest: Manifest, owner: str) -> ContextUsage:
+def context_usage(loom: Loom, manifest: Manifest, owner: str, budget: Budget) -> ContextUsage:
     """The window by segment; a chunk of several parts is one segment."""
     with loom.device.lock:
         resident = {(r.entry, r.position) for holder, r in loom.device.residents() if holder == owner}
@@ -66,11 +67,12 @@ def context_usage(loom: Loom, manifest: Manifest, owner: str) -> ContextUsage:
     used = manifest.num_tokens
     return ContextUsage(
         used=used,
-        capacity=loom.window,
-        free=loom.window - used,
-        reserve=loom.reserve,
+        capacity=budget.window(manifest),
+        free=budget.window(manifest) - used,
+        reserve=budget.reserve(manifest),
         num_hole_tokens=manifest.num_hole_tokens,
         fidelity=manifest.fidelity,
+        policy=budget.policy_name(manifest),
         segments=tuple(segments),
     )
 

@@ -10,14 +10,14 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from kvloom.context.device import Holding
 from kvloom.context.manifest import Manifest, Tokens
 from kvloom.engine.base import Logits, Run
-from kvloom.errors import EngineStateError
+from kvloom.errors import CancelledError, EngineMemoryError, EngineStateError
 from kvloom.session.composer import Composed
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import Loop, ReplyOptions, Sampled
@@ -40,6 +40,27 @@ class Question:
     tokens: tuple[int, ...] = field(repr=False)
 
 
+class Patience(Protocol):
+    """How work in the background gives way."""
+
+    def is_interrupted(self) -> bool:
+        """Whether others want the device, or it is to end."""
+        ...
+
+    def wait(self) -> bool:
+        """Until the device is free again; False where the work is to end."""
+        ...
+
+
+PREFILL_STEP = 256
+"""Tokens of background work between two looks at who waits; whole tiles, so that no kernel changes on the way."""
+MAX_RESTARTS = 20
+
+
+class _TakenAwayError(Exception):
+    """The cells of a completion were needed by others."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A turn that is part of the session now."""
@@ -51,10 +72,13 @@ class Finished:
 class TurnRunner:
     """Runs the turns of one session, one at a time. `cancel` stops it between bounded native calls."""
 
-    def __init__(self, loom: Loom, owner: SessionId, cancel: threading.Event) -> None:
+    def __init__(
+        self, loom: Loom, owner: SessionId, cancel: threading.Event, next_ordinal: Callable[[], int] = lambda: 0
+    ) -> None:
         self._loom = loom
         self._owner = owner
         self._cancel = cancel
+        self._next_ordinal = next_ordinal
 
     def run(
         self,
@@ -113,6 +137,75 @@ class TurnRunner:
         tokens = (woven.reused_tokens, woven.loaded_tokens, woven.computed_tokens, woven.rotated_tokens)
         return composed.manifest, Warmed(*tokens, woven.seconds)
 
+    def complete(self, question: Question, max_tokens: int, options: ReplyOptions, patience: Patience) -> Sampled:
+        """A reply that is part of nothing: not stored, not logged.
+
+        The device is free between two steps, and while others have it the cells may be taken away: then it begins
+        anew. Raises CancelledError where `patience` ends, EngineMemoryError where others never leave it room.
+        """
+        device = self._loom.device
+        for _ in range(MAX_RESTARTS):
+            with device.lock:
+                holding = device.holding(self._owner)
+                composed = self.compose(question.manifest, None)
+                holding.is_busy = True
+            start = composed.manifest.span
+            try:
+                return self._completed(holding, question, start, max_tokens, options, patience)
+            except _TakenAwayError:
+                continue
+            finally:
+                with device.lock:
+                    if device.holds(holding):
+                        device.cut(holding, start)
+                        holding.is_busy = False
+        raise EngineMemoryError(
+            f"{len(question.tokens)} tokens were begun {MAX_RESTARTS} times, and others needed their cells each time"
+        )
+
+    def _completed(
+        self,
+        holding: Holding,
+        question: Question,
+        start: int,
+        max_tokens: int,
+        options: ReplyOptions,
+        patience: Patience,
+    ) -> Sampled:
+        device = self._loom.device
+
+        def may_go_on() -> bool:
+            if not patience.is_interrupted():
+                return True
+            holding.is_busy = False
+            goes_on = patience.wait()
+            with device.lock:
+                if not device.holds(holding):
+                    raise _TakenAwayError
+                holding.is_busy = True
+            return goes_on
+
+        tokens, position, logits = list(question.tokens), start, np.zeros(0, np.float32)
+        while tokens:
+            if not may_go_on():
+                raise CancelledError("the completion was cancelled")
+            step, tokens = tokens[:PREFILL_STEP], tokens[PREFILL_STEP:]
+            with device.lock:
+                logits = self._loom.composer.weaver.extend(holding, step, position, self._cancel.is_set)
+            position += len(step)
+        run = self._sample(holding, logits, position, max_tokens, options, [], may_go_on)
+        while True:
+            try:
+                next(run)
+            except StopIteration as end:
+                sampled: Sampled = end.value
+                return sampled
+
+    def close(self) -> None:
+        """Give back the device. Idempotent."""
+        with self._loom.device.lock:
+            self._loom.device.release_owner(self._owner)
+
     def next_logits(self, question: Question) -> F32Array:
         """Logits behind the question, computed in a scratch sequence: nothing of the session changes."""
         device, composer = self._loom.device, self._loom.composer
@@ -141,7 +234,8 @@ class TurnRunner:
     def _with_room(self, question: Question, max_tokens: int) -> Manifest:
         """Holes closed if the turn would pass the window or the trained length with them."""
         manifest, num_tokens = question.manifest, len(question.tokens) + max_tokens
-        limit = min(self._loom.window, self._loom.engine.train_context)
+        window = min(manifest.window or self._loom.window, self._loom.pool.window)
+        limit = min(window, self._loom.engine.train_context)
         if manifest.num_hole_tokens and manifest.span + num_tokens > limit:
             return manifest.settled(dense=True)
         return manifest
@@ -154,6 +248,7 @@ class TurnRunner:
         max_tokens: int,
         options: ReplyOptions,
         first: list[float],
+        may_go_on: Callable[[], bool] = lambda: True,
     ) -> Generator[Delta, None, Sampled]:
         engine, device = self._loom.engine, self._loom.device
         sampling = options.sampling(self._loom.settings.sampling.params())
@@ -171,7 +266,7 @@ class TurnRunner:
         try:
             loop = Loop(
                 engine.vocabulary, sampler, step, self._loom.builder.reasoning_tags, position, max_tokens, options,
-                self._cancel.is_set, lambda: first.append(time.perf_counter()),
+                lambda: self._cancel.is_set() or not may_go_on(), lambda: first.append(time.perf_counter()),
             )  # fmt: skip
             return (yield from loop.run(logits))
         finally:
@@ -186,7 +281,7 @@ class TurnRunner:
         is_held = composer.weaver.end_at(holding, decoded, sampled.tokens[sampled.num_decoded :])
         record = TurnRecord(
             uuid.uuid4().hex, question.text, sampled.answer, sampled.reasoning, sampled.finish_reason,
-            len(question.tokens), time.time(),
+            len(question.tokens), time.time(), self._next_ordinal(),
         )  # fmt: skip
         tokens = Tokens((*question.tokens, *sampled.tokens))
         manifest = composed.manifest.with_turn(tokens, record.id, start, composer.variant(holding))

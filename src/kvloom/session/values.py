@@ -96,18 +96,26 @@ class Delta:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole reply. `finish_reason`: "stop", "length" or "cancelled" (only where the partial reply was kept)."""
+    """A whole reply. `finish_reason`: "stop", "length" or "cancelled" (only where the partial reply was kept).
+
+    `left` and `came_back`: ids of the turns and chunks that the policy took out of the window for it, or brought back.
+    """
 
     text: str
     finish_reason: str
     usage: Usage
     reasoning: str = ""
     notices: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    came_back: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its reply, as the caller saw them. `number` counts the turns of the context from 1."""
+    """One question and its reply, as the caller saw them. `number` counts the turns of the context from 1.
+
+    A summary stands for the turns of the ids that it `replaces`.
+    """
 
     id: str
     number: int
@@ -117,6 +125,111 @@ class Turn:
     finish_reason: str
     num_tokens: int
     traces: tuple[ChunkId, ...] = ()
+    is_pinned: bool = False
+    replaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """Something that a caller gave and that is not in the prompt. `ref`: a turn's or a chunk's id.
+
+    `reason` is the operation that took it out; `is_undone` says that undo did. `how`: the command that brings it back.
+    `tier`: where its KV is now. `text` is the beginning of it.
+    """
+
+    kind: str
+    ref: str
+    name: str
+    text: str
+    num_tokens: int
+    reason: str
+    is_undone: bool
+    is_summary: bool
+    tier: TierName
+    restore_s: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stored state of a session. `created` is seconds since the epoch; `is_auto`: made by kvloom, `reason` says why.
+
+    `compression_ratio`: tokens in the context by tokens that were ever given. `restore_s` estimates the restore.
+    """
+
+    id: str
+    title: str
+    reason: str
+    is_auto: bool
+    created: float
+    summary: str
+    num_tokens: int
+    num_turns: int
+    num_chunks: int
+    window: int
+    model: str
+    compression_ratio: float
+    kv_bytes: int
+    restore_s: float | None
+
+
+@dataclass(frozen=True)
+class CompressionEstimate:
+    """What a compression would do. `seconds` is None where nothing was measured yet."""
+
+    strategy: str
+    num_turns: int
+    num_tokens_before: int
+    num_tokens_after: int
+    num_summary_tokens: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What a compression did. `is_fallback`: parts of the summary are the turns' first sentences, since the model gave
+    nothing that was usable."""
+
+    strategy: str
+    num_turns: int
+    num_tokens_before: int
+    num_tokens_after: int
+    summary: str
+    num_pieces: int
+    is_fallback: bool
+    computed_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GuardNotice:
+    """What the memory guard did at a crossing, in words. `share` of the device's memory was used."""
+
+    device: str
+    before: str
+    after: str
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The window has passed a share of what it may hold."""
+
+    session: SessionId
+    share: float
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """A question would not fit beside what the window holds; `needed` tokens are wanted of `window`."""
+
+    session: SessionId
+    needed: int
+    window: int
+    policy: str
 
 
 @dataclass(frozen=True)
@@ -162,6 +275,7 @@ class ContextUsage:
     reserve: int
     num_hole_tokens: int
     fidelity: Fidelity
+    policy: str
     segments: tuple[Segment, ...]
 
 

@@ -1,63 +1,71 @@
-"""Counts tokens: exactly where a vocabulary is there, else by an estimate that says so. Knows no templates."""
+"""Counts tokens: exactly where a vocabulary or a counting endpoint is there, else by an estimate that says so.
+
+Knows no templates. Exact counts are cached by content, so that asking again costs a hash.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 
+from kvloom.errors import EngineError
+from kvloom.text.estimate import Estimator, TokenCount, estimate_tokens
 from kvloom.text.tokenizer import PieceTokenizer
 
-_CHARS_PER_TOKEN = 4.0
-"""English prose under common BPE vocabularies."""
-_CODE_CHARS_PER_TOKEN = 3.0
-"""Source code: names are cut up, and indentation and brackets cost tokens of their own."""
-_CJK_CHARS_PER_TOKEN = 1.0
-"""Han, kana and hangul: between 0.7 and 1.5 by vocabulary."""
-_CODE_SHARE = 0.06
-"""Share of code-like characters from which a text is taken as code: prose has under 0.03, code over 0.08."""
-_LEARNING_RATE = 0.2
-"""Weight of one exact count against all earlier ones: five counts settle it."""
+__all__ = ["TokenCount", "TokenCounter", "estimate_tokens"]
 
-_CJK = re.compile(
-    r"[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
-_CODE = re.compile(r"[{}()\[\]<>=;_/\\|&*+$#@]|^[ \t]{2,}", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """A number of tokens, and whether it is only an estimate."""
-
-    num_tokens: int
-    is_estimate: bool
-
-
-def estimate_tokens(text: str) -> float:
-    """Tokens that `text` takes by its characters alone: /4, code /3, one a character for CJK."""
-    if not text:
-        return 0.0
-    num_cjk = len(_CJK.findall(text))
-    is_code = len(_CODE.findall(text)) > _CODE_SHARE * len(text)
-    per_token = _CODE_CHARS_PER_TOKEN if is_code else _CHARS_PER_TOKEN
-    return num_cjk / _CJK_CHARS_PER_TOKEN + (len(text) - num_cjk) / per_token
+_MAX_CACHED_COUNTS = 32_768
+"""About 5 MB: every message of some hundred long conversations."""
+_KEY_BYTES = 16
+"""Of a text's hash: by chance no two texts of one process share it."""
 
 
 class TokenCounter:
-    """Counts for one model. Without a tokenizer it estimates, corrected by what `learn` was told."""
+    """Counts for one model. Safe for several threads where `exact` is.
 
-    def __init__(self, tokenizer: PieceTokenizer | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._correction = 1.0
+    `exact`: the model's tokenizer, or a function that counts elsewhere (a provider's endpoint); it may raise
+    EngineError, and is then stood in for by `estimator`. What it counts teaches the estimator, so that a counter whose
+    endpoint goes away still knows its model.
+    """
+
+    def __init__(
+        self, exact: PieceTokenizer | Callable[[str], int] | None = None, estimator: Estimator | None = None
+    ) -> None:
+        self.estimator = estimator or Estimator()
+        self._exact = _counting(exact) if isinstance(exact, PieceTokenizer) else exact
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
+        self._lock = threading.Lock()
 
     def count(self, text: str) -> TokenCount:
-        """Tokens of `text` as content; exact counts are cached by the tokenizer."""
-        if self._tokenizer is not None:
-            return TokenCount(len(self._tokenizer.content(text)), is_estimate=False)
-        estimate = round(estimate_tokens(text) * self._correction)
-        return TokenCount(max(estimate, 1) if text else 0, is_estimate=True)
+        """Tokens of `text` as content, special tokens in it read as text."""
+        if not text:
+            return TokenCount(0, is_estimate=self._exact is None)
+        if self._exact is None:
+            return self.estimator.count(text)
+        key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES]
+        with self._lock:
+            known = self._counts.get(key)
+            if known is not None:
+                self._counts.move_to_end(key)
+                return TokenCount(known, is_estimate=False)
+        try:
+            num_tokens = self._exact(text)
+        except EngineError:
+            return self.estimator.count(text)
+        with self._lock:
+            self._counts[key] = num_tokens
+            self.estimator.learn(text, num_tokens)
+            while len(self._counts) > _MAX_CACHED_COUNTS:
+                self._counts.popitem(last=False)
+        return TokenCount(num_tokens, is_estimate=False)
 
     def learn(self, text: str, num_tokens: int) -> None:
         """An exact count from elsewhere (a provider's usage) corrects the estimates that follow."""
-        estimate = estimate_tokens(text)
-        if estimate > 0 and num_tokens > 0:
-            self._correction += _LEARNING_RATE * (num_tokens / estimate - self._correction)
+        with self._lock:
+            self.estimator.learn(text, num_tokens)
+
+
+def _counting(tokenizer: PieceTokenizer) -> Callable[[str], int]:
+    return lambda text: len(tokenizer.content(text))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvloom.cli import slash
+from kvloom.cli.chat import Chat
 from kvloom.cli.main import run
+from kvloom.cli.options import Options
+from kvloom.cli.screen import JsonScreen
 from tests.tiny_gguf import TinyModel, write_tiny
+from tests.unit.session.fakes import fake_loom
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,13 @@ class Ran:
     def lines(self) -> list[Any]:
         """Standard output as JSON lines."""
         return [json.loads(line) for line in self.out.splitlines()]
+
+
+def results(ran: Ran) -> list[Any]:
+    """The results of a script's lines; every line has to have been carried out."""
+    assert ran.code == 0, ran.out + ran.err
+    assert all(line["ok"] for line in ran.lines)
+    return [line["result"] for line in ran.lines]
 
 
 Kvloom = Callable[..., Ran]
@@ -76,3 +88,14 @@ def kvloom(
         return Ran(code, shown.out, shown.err)
 
     return call
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Chat]:
+    """A chat over the deterministic engine, three turns long."""
+    assert slash.__all__
+    with fake_loom(tmp_path / "home") as loom:
+        session = loom.session()
+        for number in range(3):
+            session.generate(f"question {number}", max_tokens=4, temperature=0.0)
+        yield Chat(Options(), loom, session, JsonScreen())

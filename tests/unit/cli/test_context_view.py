@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from kvloom.cli import context_view
+from kvloom.cli.context_stats import context_stats
+from kvloom.cli.standing import AutoCompress, Standing
+from kvloom.cli.stats_view import stats_view
+from kvloom.memory.reading import MemoryKind, MemoryReading
 from kvloom.session.values import ContextUsage, LoomStatus, Segment, TierStatus
 from kvloom.types import ChunkId, Fidelity, TierName
 
@@ -28,7 +33,7 @@ TURN = replace(segment("turn", "turn 1", "t1", 742, 58), traces=(ChunkId(B),))
 
 def usage_of(*segments: Segment) -> ContextUsage:
     used = sum(s.num_tokens for s in segments if s.is_active)
-    return ContextUsage(used, 8192, 8192 - used, 512, 200, Fidelity.SPLICE, segments)
+    return ContextUsage(used, 8192, 8192 - used, 512, 200, Fidelity.SPLICE, "fifo", segments)
 
 
 STATUS = LoomStatus(
@@ -36,6 +41,10 @@ STATUS = LoomStatus(
     (TierStatus(TierName.DEVICE, 3, 60_000, None), TierStatus(TierName.DISK, 9, 5 * 1024**2, 1024**3)),
     {"checksum": 2}, "/home",
 )  # fmt: skip
+
+GPU = MemoryReading("gpu 0", MemoryKind.VRAM, 8 * 1024**3, 6 * 1024**3, 2 * 1024**3, "test")
+
+STANDING = Standing((GPU,), "soft", 12_000, ("memory is at 81%: evicted",), 3, AutoCompress.ARMED, 6144, 0.8, "hybrid")
 
 
 def text_of(view: RenderableType, width: int = 120) -> str:
@@ -48,7 +57,7 @@ def test_header_and_rows_agree() -> None:
     usage = usage_of(HEAD, CHUNK_A, CHUNK_B, TURN)
     rows = context_view.context_rows(usage.segments)
     assert sum(row.num_tokens for row in rows if row.is_active) == usage.used == 600
-    shown = text_of(context_view.context_view(usage, STATUS, "work"))
+    shown = text_of(context_view.context_view(usage, STATUS, STANDING, "work"))
     assert "600 / 8,192 tokens (7%)" in shown
     assert "free 7,592, of it reserve 512" in shown
     assert "holes 200" in shown
@@ -56,7 +65,9 @@ def test_header_and_rows_agree() -> None:
 
 
 def test_a_row_shows_id_positions_state_and_what_restoring_costs() -> None:
-    lines = text_of(context_view.context_view(usage_of(HEAD, CHUNK_A, CHUNK_B, TURN), STATUS, "work")).splitlines()
+    lines = text_of(
+        context_view.context_view(usage_of(HEAD, CHUNK_A, CHUNK_B, TURN), STATUS, STANDING, "work")
+    ).splitlines()
     on = next(line for line in lines if "a.py" in line)
     assert {"aaaaaaaaaaaa", "512", "30–541", "device", "on"} <= set(on.split())
     off = next(line for line in lines if "b.py" in line and "bbbbbbbbbbbb" in line)
@@ -65,8 +76,35 @@ def test_a_row_shows_id_positions_state_and_what_restoring_costs() -> None:
     assert off.rstrip().endswith("off")
 
 
+def test_the_status_box_tells_memory_guard_snapshots_policy_and_compression() -> None:
+    shown = text_of(context_view.context_view(usage_of(HEAD), STATUS, STANDING, "work"))
+    told = {
+        "VRAM": "6.0 GiB / 8.0 GiB (75%)",
+        "KV": "f16 · device 58.6 KiB · disk 5.0 MiB",
+        "Guard": "soft · room for 12,000 tokens more",
+        "Snapshots": "3 to go back to",
+        "Policy": "fifo",
+        "Compress": "by itself at 80% (6,144 tokens), hybrid",
+    }
+    for title, value in told.items():
+        assert any(line.strip("│ ").startswith(title) and value in line for line in shown.splitlines()), title
+    assert "! memory is at 81%: evicted" in shown
+
+
+@pytest.mark.parametrize("state", [state for state in AutoCompress if state is not AutoCompress.ARMED])
+def test_a_compression_that_will_not_begin_says_why(state: AutoCompress) -> None:
+    assert context_view.compress_text(replace(STANDING, auto_compress=state)) == state.value
+
+
+def test_two_gpus_are_told_apart_and_a_memory_that_nobody_could_read_is_left_out() -> None:
+    two = replace(STANDING, memory=(GPU, replace(GPU, device="gpu 1")))
+    assert "gpu 1" in text_of(context_view.context_view(usage_of(HEAD), STATUS, two, "work"))
+    none = text_of(context_view.context_view(usage_of(HEAD), STATUS, replace(STANDING, memory=()), "work"))
+    assert "VRAM" not in none
+
+
 def test_free_and_reserve_are_rows_of_their_own() -> None:
-    lines = text_of(context_view.context_view(usage_of(HEAD, CHUNK_A), STATUS, "work")).splitlines()
+    lines = text_of(context_view.context_view(usage_of(HEAD, CHUNK_A), STATUS, STANDING, "work")).splitlines()
     assert any("free" in line and "7,138" in line for line in lines)
     assert any("reserve for the reply" in line and "512" in line for line in lines)
 
@@ -80,7 +118,7 @@ def test_a_trace_is_named_with_its_chunk_and_the_way_out() -> None:
 def test_a_stale_chunk_is_named_with_the_way_out() -> None:
     usage = usage_of(HEAD, replace(CHUNK_A, is_stale=True))
     assert any("a.py; /reload" in line for line in context_view.attention(usage))
-    assert "stale" in text_of(context_view.context_view(usage, STATUS, "work"))
+    assert "stale" in text_of(context_view.context_view(usage, STATUS, STANDING, "work"))
 
 
 def test_parts_of_a_split_chunk_are_one_row_as_cold_as_the_coldest() -> None:
@@ -106,12 +144,12 @@ def test_more_parts_than_cells_still_fit() -> None:
 
 
 def test_stats_name_budgets_and_refused_entries() -> None:
-    shown = text_of(context_view.stats_view(usage_of(HEAD), STATUS))
+    shown = text_of(stats_view(usage_of(HEAD), STATUS, context_stats(usage_of(HEAD), [], [])))
     assert "9 entries, 5.0 MiB of 1.0 GiB" in shown
     assert "checksum 2" in shown
-    assert "trained for 32,768" in shown
+    assert any(line.split() == ["Trained", "for", "32,768", "tokens"] for line in shown.splitlines())
 
 
 def test_a_name_cannot_steer_the_terminal() -> None:
-    shown = text_of(context_view.context_view(usage_of(replace(CHUNK_A, name="\x1b[2Jx")), STATUS, "work"))
+    shown = text_of(context_view.context_view(usage_of(replace(CHUNK_A, name="\x1b[2Jx")), STATUS, STANDING, "work"))
     assert "\x1b" not in shown

@@ -11,7 +11,7 @@ from kvloom.errors import UsageError
 PROMISED = {
     "load", "reload", "context", "activate", "deactivate", "offload", "save", "restore",
     "erase", "purge", "move", "pin", "unpin", "clear", "retry", "undo",
-    "recompute", "session", "profile", "fidelity", "model", "help", "quit",
+    "recompute", "ledger", "recall", "session", "profile", "fidelity", "model", "help", "quit",
 }  # fmt: skip
 
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kvloom.cli.registry import COMMANDS
-from tests.unit.cli.conftest import Kvloom, Ran
-
-
-def results(ran: Ran) -> list[Any]:
-    """The results of a script's lines; every line has to have been carried out."""
-    assert ran.code == 0, ran.out + ran.err
-    assert all(line["ok"] for line in ran.lines)
-    return [line["result"] for line in ran.lines]
+from tests.unit.cli.conftest import Kvloom, results
 
 
 def digest(path: Path) -> str:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.errors import UsageError
-from kvloom.model.footprint import CacheSpec, footprint_of_shape, kv_bytes, largest_context
+from kvloom.model.footprint import CacheSpec, footprint_of_shape, kv_bytes, largest_fitting
 from kvloom.model.shape import KVLayer, ModelShape, expand_pattern
 from kvloom.types import KVType
 
@@ -77,18 +76,23 @@ def test_a_larger_window_never_takes_less(cells: int, more: int, sequences: int)
         assert 1000 < low <= high
 
 
-@given(budget=st.integers(0, 40 * 1024**3))
-def test_the_largest_context_fits_and_the_next_larger_does_not(budget: int) -> None:
-    spec, weights = CacheSpec(), 5 * 1024**3
-    try:
-        cells = largest_context(LLAMA_3_8B, weights, budget, spec)
-    except UsageError as error:
-        assert footprint_of_shape(LLAMA_3_8B, weights, CacheSpec(num_cells=256)).total_bytes > budget
-        assert f"{budget:,}" in str(error)  # noqa: PT017 - both ways are right
-        return
-    assert footprint_of_shape(LLAMA_3_8B, weights, CacheSpec(num_cells=cells)).total_bytes <= budget
-    if cells < LLAMA_3_8B.context_length:
-        assert footprint_of_shape(LLAMA_3_8B, weights, CacheSpec(num_cells=cells + 256)).total_bytes > budget
+@given(budget=st.integers(0, 40 * 1024**3), most=st.integers(1, 200_000))
+def test_the_largest_that_fits_does_and_the_next_step_does_not(budget: int, most: int) -> None:
+    def fits(cells: int) -> bool:
+        spec = CacheSpec(num_cells=cells)
+        return footprint_of_shape(LLAMA_3_8B, 5 * 1024**3, spec).total_bytes <= budget
+
+    cells = largest_fitting(fits, most, 256)
+    assert cells == most or cells % 256 == 0
+    assert cells == 0 or fits(cells)
+    assert cells == most or not fits(min(most, cells + 256))
+
+
+@given(limit=st.integers(-5, 50), most=st.integers(-5, 50), step=st.integers(1, 9))
+def test_the_largest_that_fits_is_the_one_that_a_search_of_all_finds(limit: int, most: int, step: int) -> None:
+    tried = [size for size in range(1, most + 1) if size == most or size % step == 0]
+    expected = max((size for size in tried if size <= limit), default=0)
+    assert largest_fitting(lambda size: size <= limit, most, step) == expected
 
 
 def test_a_model_with_state_is_marked_as_not_covered() -> None:

@@ -61,6 +61,27 @@ def test_metadata_and_tensors_are_those_of_the_reference_reader(tiny: Path) -> N
     assert ours.data_start == reference.data_offset
 
 
+def test_weights_are_told_by_layer_and_none_is_lost(qwen_path: Path, tiny: Path) -> None:
+    for path in (qwen_path, tiny):
+        header, tensors = read_header(path), read_gguf(path).tensors
+        sizes = {tensor.name: tensor.size_bytes for tensor in tensors}
+        weights = header.weights
+        assert weights.total_bytes == sum(sizes.values()) == header.tensor_bytes
+        assert weights.input_bytes == sizes["token_embd.weight"]
+        assert len(weights.layers) == header.shape.num_layers
+        last = f"blk.{header.shape.num_layers - 1}."
+        assert weights.layers[-1] == sum(size for name, size in sizes.items() if name.startswith(last))
+        assert weights.tied_bytes == (sizes["token_embd.weight"] if header.has_tied_embeddings else 0)
+
+
+def test_experts_are_as_wide_as_they_say_or_as_the_feed_forward(tmp_path: Path) -> None:
+    plain = write_gguf(tmp_path / "a.gguf", expert_count=8, expert_used_count=2)
+    narrow = write_gguf(tmp_path / "b.gguf", expert_count=8, expert_used_count=2, expert_feed_forward_length=96)
+    assert read_header(plain).shape.feed_forward_size == 2 * 128
+    assert read_header(narrow).shape.feed_forward_size == 2 * 96
+    assert read_header(write_gguf(tmp_path / "c.gguf")).shape.feed_forward_size == 128
+
+
 def test_long_arrays_are_counted_and_not_kept(tmp_path: Path) -> None:
     file = read_gguf(write_gguf(tmp_path / "m.gguf", vocab_size=5000))
     assert file.array_lengths["tokenizer.ggml.tokens"] == 5000

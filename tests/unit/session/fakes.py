@@ -40,7 +40,8 @@ class RecurrentEngine(FakeEngine):
 
 
 def fake_settings(context: int = 2048, **values: object) -> Settings:
-    return load_settings({"context": context, "system": "Answer.", "reserve_tokens": 128, **values})
+    off = {"enabled": False}  # what else runs on this machine must not decide
+    return load_settings({"context": context, "system": "Answer.", "reserve_tokens": 128, "guard": off, **values})
 
 
 def fake_loom(home: Path, engine: FakeEngine | None = None, **values: object) -> Loom:

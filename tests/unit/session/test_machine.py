@@ -196,7 +196,7 @@ class Sessions(RuleBasedStateMachine):
 
     def ask(self, chat: Session, max_tokens: int, stop: str | None) -> None:
         now = chat.manifest
-        question = chat._asking.question(QUESTION)
+        question = chat._asking.question(QUESTION, chat.manifest)
         try:
             reply = chat.generate(QUESTION, max_tokens=max_tokens, temperature=0.0, stop=stop)
         except ContextOverflowError:
@@ -217,7 +217,7 @@ class Sessions(RuleBasedStateMachine):
     def look_at_the_logits(self) -> None:
         num_decoded, chat = engine_of(self.loom).num_decoded_tokens, self.chat
         now = chat.manifest
-        question = chat._asking.question(QUESTION)
+        question = chat._asking.question(QUESTION, chat.manifest)
         try:
             logits = chat.next_logits(QUESTION)
         except ContextOverflowError:

@@ -74,7 +74,7 @@ def test_a_turn_keeps_the_trace_of_a_chunk_and_recompute_clears_it(loom: Loom) -
     traces = {segment.name: segment.traces for segment in chat.usage().segments}
     assert traces["turn 1"] == (secret.id,)
     assert traces["turn 2"] == (secret.id,), "it was computed behind turn 1, which carries it"
-    question = chat._asking.question("What?").tokens
+    question = chat._asking.question("What?", chat.manifest).tokens
     assert not np.array_equal(chat.next_logits("What?"), fresh_logits(engine_of(loom), [*chat.tokens(), *question]))
     assert chat.recompute() == 2
     assert chat.recompute() == 0
@@ -88,7 +88,7 @@ def test_in_exact_no_trace_ever_remains(loom: Loom) -> None:
     ask(chat)
     chat.deactivate(secret.id)
     assert not any(segment.traces for segment in chat.usage().segments)
-    question = chat._asking.question("What?").tokens
+    question = chat._asking.question("What?", chat.manifest).tokens
     np.testing.assert_array_equal(chat.next_logits("What?"), fresh_logits(engine_of(loom), [*chat.tokens(), *question]))
 
 
@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_before_any_work(loom: Loo
     big = loom.load_text("word " * 800, name="big")
     with pytest.raises(ContextOverflowError) as refused:
         chat.activate(big.id)
-    assert refused.value.num_needed_tokens > refused.value.num_window_tokens - loom.reserve
+    assert refused.value.num_needed_tokens > refused.value.num_window_tokens - chat.usage().reserve
     with pytest.raises(ContextOverflowError, match="2048"):
         chat.generate("word " * 800)
     with pytest.raises(ContextOverflowError, match="3000 for the reply"):
@@ -357,7 +357,7 @@ def test_an_engine_that_cannot_move_kv_serves_an_exact_session(tmp_path: Path) -
         stream = chat.stream("Hm?", max_tokens=30, temperature=0.9, seed=1)
         next(stream)
         stream.close()
-        question = chat._asking.question("What?").tokens
+        question = chat._asking.question("What?", chat.manifest).tokens
         np.testing.assert_array_equal(chat.next_logits("What?"), fresh_logits(engine, [*chat.tokens(), *question]))
         chat.deactivate(chunk.id)
         ask(chat, "Off?")
@@ -379,7 +379,7 @@ def test_a_spliced_session_is_exact_under_an_engine_that_cannot_rotate(tmp_path:
     with fake_loom(tmp_path, engine) as loom:
         chat = loom.session(id=session)
         assert chat.fidelity is Fidelity.EXACT
-        question = chat._asking.question("What?").tokens
+        question = chat._asking.question("What?", chat.manifest).tokens
         np.testing.assert_array_equal(chat.next_logits("What?"), fresh_logits(engine, [*chat.tokens(), *question]))
         with pytest.raises(UsageError, match="splice"):
             chat.set_fidelity("roughly")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli import amounts
-from kvloom.cli.options import LOOM, Options, takes
+from kvloom.cli.options import LOOM, TALK, Options, takes
 from kvloom.errors import ContentError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 
 
-@takes(LOOM)
+@takes(TALK)
 def ask(
     options: Options,
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],

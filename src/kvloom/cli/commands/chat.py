@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvloom.cli.options import LOOM, Options, takes
+from kvloom.cli.options import TALK, Options, takes
 
 if TYPE_CHECKING:
     from kvloom.cli.screen import Screen
@@ -19,7 +19,7 @@ ID_PATTERN = re.compile(r"[0-9a-f]{6,}")
 """What can only be meant as a session's id: a new session is not started under it."""
 
 
-@takes(LOOM)
+@takes(TALK)
 def chat(
     options: Options,
     continue_: Annotated[bool, typer.Option("--continue", help="Resume the latest session, with its KV.")] = False,
@@ -37,16 +37,16 @@ def chat(
     fails. With --json every line gives one JSON line.
     """
     from kvloom.cli import slash  # noqa: F401 - fills the registry
-    from kvloom.cli.chat import Chat, run_script
+    from kvloom.cli.chat import Chat, open_for_chat, run_script
     from kvloom.cli.screen import JsonScreen, TextScreen
     from kvloom.errors import UsageError
 
     if continue_ and session:
         raise UsageError("--continue resumes the latest session and --session a named one; give one of them")
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not options.json
+    is_terminal = options.is_interactive
     screen: Screen = JsonScreen() if options.json else TextScreen(options.output, echoes=not is_terminal)
     with screen.progress() as progress:
-        loom = options.open_loom(progress)
+        loom = open_for_chat(options, progress)
     talk: Chat | None = None
     try:
         opened = open_session(options, loom, session, continue_, system)
@@ -73,10 +73,7 @@ def open_session(options: Options, loom: Loom, name: str | None, latest: bool, s
 
     found: Session | None = None
     if latest:
-        info = loom.latest_session()
-        if info is None:
-            raise UnknownSessionError(f"there is no session to continue in {loom.home}; `kvloom chat` starts one")
-        found = loom.session(id=info.id)
+        found = resume(loom, None)
     elif name is not None:
         try:
             found = resume(loom, name)

@@ -1,4 +1,4 @@
-"""`kvloom pull`, `models` and `fit`: which models there are, fetching one, what one costs. Loads no weights."""
+"""`kvloom pull` and `models`: which models there are, and fetching one. Loads no weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from kvloom.cli.options import HOME, Options, takes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kvloom.config import Paths, Settings
-    from kvloom.model.footprint import Footprint
-    from kvloom.model.shape import ModelShape
-
-FIT = ("context", "kv_type", "home", "json")
-
-SOFT_LIMIT_SHARE = 0.8
-"""A forecast above this share of the memory that is free leaves the machine no air."""
+    from kvloom.config import Paths
 
 
 @dataclass(frozen=True)
@@ -120,114 +113,6 @@ def pull(
     output.emit(data, f"{resolved.name}: {resolved.path} ({amounts.size(size)})")
 
 
-@takes(FIT)
-def fit(
-    options: Options,
-    model: Annotated[
-        str, typer.Argument(help="A GGUF file, a model's name, or a config.json (or the folder that holds one).")
-    ],
-    max_: Annotated[
-        bool, typer.Option("--max", help="Also the largest window that fits into the memory that is free now.")
-    ] = False,
-) -> None:
-    """Forecast the memory that a model will take."""
-    from kvloom.config import load_settings
-
-    settings = load_settings({"context": options.context, "kv_type": options.kv_type})
-    shape, weights, path = read_shape(model, options.paths)
-    options.output.emit(*forecast(shape, weights, path, settings, want_max=max_))
-
-
-def read_shape(model: str, where: Paths) -> tuple[ModelShape, int, Path]:
-    """A model's shape, the bytes of its weights, and where they were read. Raises ModelError."""
-    from kvloom.errors import ModelFormatError
-    from kvloom.model.header import read_header
-    from kvloom.model.hf_config import read_hf_config
-    from kvloom.model.registry import find_model
-
-    path = Path(model).expanduser()
-    if path.name == "config.json" or (path / "config.json").is_file():
-        shape = read_hf_config(path)
-        if shape.num_parameters is None:
-            raise ModelFormatError(f"{path} does not tell the number of parameters; name a GGUF of this model")
-        return shape, shape.num_parameters * BF16_BYTES, path
-    resolved = find_model(model, where)
-    header = read_header(resolved.path)
-    return header.shape, header.tensor_bytes, resolved.path
-
-
-BF16_BYTES = 2
-"""A `config.json` speaks of weights as they are published: 16 bits each."""
-
-
-def forecast(
-    shape: ModelShape, weights: int, path: Path, settings: Settings, *, want_max: bool
-) -> tuple[dict[str, object], str]:
-    """The forecast as data and as text."""
-    import psutil
-
-    from kvloom.model.footprint import CacheSpec, footprint_of_shape, largest_context
-    from kvloom.session.rooms import num_cells
-
-    spec = CacheSpec(
-        num_cells=num_cells(settings.context),
-        k_type=settings.k_type,
-        v_type=settings.v_type,
-        num_sequences=settings.max_sequences + 1,
-    )
-    found = footprint_of_shape(shape, weights, spec)
-    free = int(psutil.virtual_memory().available)
-    data: dict[str, object] = {
-        "path": path,
-        "architecture": shape.architecture,
-        "trained_context": shape.context_length,
-        "context": settings.context,
-        "num_cells": found.num_cells,
-        "kv_type_k": settings.k_type,
-        "kv_type_v": settings.v_type,
-        "weights_bytes": found.weights_bytes,
-        "kv_bytes": found.kv_bytes,
-        "kv_token_bytes": found.kv_token_bytes,
-        "compute_bytes": found.compute_bytes,
-        "output_bytes": found.output_bytes,
-        "total_bytes": found.total_bytes,
-        "is_complete": found.is_complete,
-        "free_bytes": free,
-        "fits": found.total_bytes <= free - settings.memory_reserve_bytes,
-    }
-    text = _forecast_text(shape, found, settings, path, free)
-    if want_max:
-        budget = min(free - settings.memory_reserve_bytes, int(free * SOFT_LIMIT_SHARE))
-        data["max_context"] = largest = largest_context(shape, weights, budget, spec)
-        text += f"\nlargest window now   {amounts.tokens(largest)} tokens (in {amounts.size(budget)})"
-    return data, text
-
-
-def _forecast_text(shape: ModelShape, found: Footprint, settings: Settings, path: Path, free: int) -> str:
-    rows = [
-        ("model", f"{shape.architecture} ({path})"),
-        ("window", f"{amounts.tokens(settings.context)} tokens; trained for {amounts.tokens(shape.context_length)}"),
-        ("weights", amounts.size(found.weights_bytes)),
-        ("KV", f"{amounts.size(found.kv_bytes)} ({settings.k_type.value}/{settings.v_type.value}, "
-               f"{amounts.tokens(found.kv_token_bytes)} bytes a token)"),
-        ("buffers", amounts.size(found.compute_bytes + found.output_bytes)),
-        ("total", amounts.size(found.total_bytes)),
-    ]  # fmt: skip
-    spare = free - settings.memory_reserve_bytes - found.total_bytes
-    if spare >= 0:
-        rows.append(("free now", f"{amounts.size(free)}: it fits"))
-    else:
-        reserve = amounts.size(settings.memory_reserve_bytes)
-        rows.append(
-            ("free now", f"{amounts.size(free)}, less {reserve} reserve: it lacks {amounts.size(-spare)}; a smaller "
-                         "--context or --kv-type q8_0 takes less")
-        )  # fmt: skip
-    if not found.is_complete:
-        rows.append(("note", "this model has a recurrent state beside its KV, which is not in these numbers"))
-    return "\n".join(f"{name:<20} {value}" for name, value in rows)
-
-
 def register(app: typer.Typer) -> None:
     app.command("pull")(pull)
     app.command("models")(models)
-    app.command("fit")(fit)

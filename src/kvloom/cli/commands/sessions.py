@@ -37,13 +37,14 @@ def show(options: Options, ref: RefArgument) -> None:
     """Show a session's turns and its context."""
     from kvloom.cli.context_view import context_rows, context_view
     from kvloom.cli.resume import find_session, resume
+    from kvloom.cli.standing import read_standing
 
     output = options.output
     with output.progress() as progress, options.open_loom(progress) as loom:
         info = find_session(loom, ref)
         with resume(loom, info.id) as session:
             turns, usage, status = session.history(), session.usage(), loom.status()
-            system = session.system
+            system, standing = session.system, read_standing(loom, session)
     data = {
         "session": info, "system": system, "turns": turns, "usage": usage, "rows": context_rows(usage.segments),
     }  # fmt: skip
@@ -51,7 +52,7 @@ def show(options: Options, ref: RefArgument) -> None:
     def view() -> RenderableType:
         from rich.console import Group
 
-        return Group(context_view(usage, status, info.name or info.id), turns_text(info, turns))
+        return Group(context_view(usage, status, standing, info.name or info.id), turns_text(info, turns))
 
     output.emit(data, view)
 

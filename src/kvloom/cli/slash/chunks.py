@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from kvloom.cli.context_view import trace_notes
 from kvloom.cli.registry import Arguments, Result, slash
 from kvloom.cli.slash import completion
 from kvloom.errors import CancelledError, ContentError, KvloomError, UnknownChunkError
+from kvloom.session.recall import MIN_REF_CHARS
 
 if TYPE_CHECKING:
     from kvloom.cli.chat import Chat
-    from kvloom.session.values import Chunk, Reloaded
+    from kvloom.session.loom import Loom
+    from kvloom.session.values import Chunk, Reloaded, Turn
 
 GROUP = "Chunks"
 
@@ -102,23 +105,21 @@ def reloaded_line(item: Reloaded) -> str:
     )
 
 
-@slash("/activate ID…", "Switch chunks on; the model sees them again.", group=GROUP, complete=completion.chunks)
-def activate(chat: Chat, args: Arguments) -> Result:
+def _switch(chat: Chat, args: Arguments, *, on: bool) -> Result:
     refs = args.some("chunk")
-    chat.session.activate(*refs)
-    return _switched(chat, refs, "on")
+    (chat.session.activate if on else chat.session.deactivate)(*refs)
+    return _switched(chat, refs, "on" if on else "off")
 
 
-@slash(
+slash("/activate ID…", "Switch chunks on; the model sees them again.", group=GROUP, complete=completion.chunks)(
+    partial(_switch, on=True)
+)
+slash(
     "/deactivate ID…",
     "Switch chunks off; the model no longer attends to them, their KV is kept.",
     group=GROUP,
     complete=completion.context_chunks,
-)
-def deactivate(chat: Chat, args: Arguments) -> Result:
-    refs = args.some("chunk")
-    chat.session.deactivate(*refs)
-    return _switched(chat, refs, "off")
+)(partial(_switch, on=False))
 
 
 def _switched(chat: Chat, refs: tuple[str, ...], state: str) -> Result:
@@ -163,38 +164,62 @@ def move(chat: Chat, args: Arguments) -> Result:
     return Result({"order": order}, f"order: {', '.join(names[chunk] for chunk in order)}")
 
 
-@slash("/pin ID", "Keep a chunk's KV from being evicted.", group=GROUP, complete=completion.one_context_chunk)
-def pin(chat: Chat, args: Arguments) -> Result:
-    return _pin(chat, args, True)
-
-
-@slash("/unpin ID", "Let a chunk's KV be evicted again.", group=GROUP, complete=completion.one_context_chunk)
-def unpin(chat: Chat, args: Arguments) -> Result:
-    return _pin(chat, args, False)
-
-
-def _pin(chat: Chat, args: Arguments, pinned: bool) -> Result:
-    ref = args.one("chunk")
+def _pin(chat: Chat, args: Arguments, *, pinned: bool) -> Result:
+    ref = args.one("chunk or turn")
     chat.session.pin(ref, pinned)
-    chunk, name = _named(chat, ref)
-    return Result({"id": chunk, "pinned": pinned}, f"{'pinned' if pinned else 'unpinned'}: {name}")
+    turn = _turn(chat, ref)
+    found, name = (turn.id, f"turn {turn.number}") if turn is not None else _named(chat, ref)
+    return Result({"id": found, "pinned": pinned}, f"{'pinned' if pinned else 'unpinned'}: {name}")
 
 
-@slash("/offload ID", "Move a chunk's KV off the device, to RAM and disk.", group=GROUP, complete=completion.one_chunk)
-def offload(chat: Chat, args: Arguments) -> Result:
-    return _tiered(chat, args, chat.loom.offload, "off the device")
+def _turn(chat: Chat, ref: str) -> Turn | None:
+    """The turn of a number or of an id's beginning, as `Session.pin` reads them: a number is a turn before a name."""
+    turns = chat.session.history()
+    if ref.isdigit() and 1 <= int(ref) <= len(turns):
+        return turns[int(ref) - 1]
+    found = [turn for turn in turns if len(ref) >= MIN_REF_CHARS and turn.id.startswith(ref)]
+    return found[0] if len(found) == 1 else None
 
 
-@slash("/save ID", "Write a chunk's KV to disk.", group=GROUP, complete=completion.one_chunk)
-def save(chat: Chat, args: Arguments) -> Result:
-    return _tiered(chat, args, chat.loom.save, "on disk")
-
-
-@slash(
-    "/restore ID", "Bring a chunk's KV from disk to RAM; takes /erase back.", group=GROUP, complete=completion.one_chunk
+slash(
+    "/pin ID|TURN",
+    "Keep a chunk or a turn in the window and its KV in RAM, whatever the policy says.",
+    group=GROUP,
+    complete=completion.one_context_part,
+)(partial(_pin, pinned=True))
+slash("/unpin ID|TURN", "Let a chunk or a turn leave again.", group=GROUP, complete=completion.one_context_part)(
+    partial(_pin, pinned=False)
 )
-def restore(chat: Chat, args: Arguments) -> Result:
-    return _tiered(chat, args, chat.loom.restore, "in RAM")
+
+
+def _tier_command(usage: str, about: str, act: Callable[[Loom, str], int], where: str) -> None:
+    """A command that moves a chunk's KV between tiers."""
+
+    def run(chat: Chat, args: Arguments) -> Result:
+        ref = args.one("chunk")
+        num_bytes = act(chat.loom, ref)
+        # Named afterwards: /restore brings back what could not be found before.
+        chunk, name = _named(chat, ref)
+        status = chat.loom.chunk(chunk).status
+        data = {"id": chunk, "bytes": num_bytes, "tier": status.tier}
+        return Result(data, f"{name}: {amounts.size(num_bytes)} {where}")
+
+    slash(usage, about, group=GROUP, complete=completion.one_chunk)(run)
+
+
+_tier_command(
+    "/offload ID",
+    "Move a chunk's KV off the device, to RAM and disk.",
+    lambda loom, ref: loom.offload(ref),
+    "off the device",
+)
+_tier_command("/save ID", "Write a chunk's KV to disk.", lambda loom, ref: loom.save(ref), "on disk")
+_tier_command(
+    "/restore ID",
+    "Bring a chunk's KV from disk to RAM; takes /erase back.",
+    lambda loom, ref: loom.restore(ref),
+    "in RAM",
+)
 
 
 @slash(
@@ -221,12 +246,3 @@ def erase(chat: Chat, args: Arguments) -> Result:
     chunk, name = _named(chat, ref)
     chat.session.erase(ref)
     return Result({"id": chunk}, f"erased: {name}; /undo or /restore {amounts.short_id(chunk)} brings it back")
-
-
-def _tiered(chat: Chat, args: Arguments, act: Callable[[str], int], where: str) -> Result:
-    ref = args.one("chunk")
-    num_bytes = act(ref)
-    # Named afterwards: /restore brings back what could not be found before.
-    chunk, name = _named(chat, ref)
-    status = chat.loom.chunk(chunk).status
-    return Result({"id": chunk, "bytes": num_bytes, "tier": status.tier}, f"{name}: {amounts.size(num_bytes)} {where}")

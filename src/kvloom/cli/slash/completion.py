@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
+from kvloom.cli.kept_view import SHORT_REF_DIGITS
 from kvloom.cli.registry import COMMANDS, Complete, Suggestion
 
 if TYPE_CHECKING:
@@ -57,6 +58,32 @@ def one_context_chunk(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]
 
 def one_chunk(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
     return [] if before else chunks(chat, before)
+
+
+def turns(chat: Chat) -> list[Suggestion]:
+    """The numbers of the turns, the newest first."""
+    return [Suggestion(str(turn.number), turn.user) for turn in reversed(chat.session.history())]
+
+
+def one_context_part(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
+    """A chunk of this context, or a turn's number."""
+    return [] if before else [*context_chunks(chat, before), *turns(chat)]
+
+
+def snapshots(chat: Chat) -> list[Suggestion]:
+    return [
+        Suggestion(
+            snapshot.id,
+            f"{amounts.age(snapshot.created)}, {amounts.tokens(snapshot.num_tokens)} tokens: {snapshot.title}",
+        )
+        for snapshot in chat.session.snapshots()
+    ]
+
+
+def ledger(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
+    """What can be recalled, the newest first."""
+    found = [Suggestion(line.ref[:SHORT_REF_DIGITS], line.text) for line in reversed(chat.session.ledger())]
+    return [suggestion for suggestion in found if suggestion.text not in before]
 
 
 def sessions(chat: Chat) -> list[Suggestion]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
+from kvloom.cli.context_verbs import here
 from kvloom.cli.panels import profiles_table, sessions_table
 from kvloom.cli.registry import Arguments, Result, Suggestion, choose, slash
 from kvloom.cli.resume import find_session, read_export, resume, write_export
@@ -44,7 +45,7 @@ def session(chat: Chat, args: Arguments) -> Result:
         "export": _export, "import": _import,
     }  # fmt: skip
     verb = choose(args.words[0], SESSION_VERBS, args) if args.words else "list"
-    return verbs[verb](chat, Arguments(args.words[1:], args.rest, args.usage))
+    return verbs[verb](chat, args.behind())
 
 
 def _list(chat: Chat, args: Arguments) -> Result:
@@ -58,22 +59,14 @@ def _new(chat: Chat, args: Arguments) -> Result:
     chat.replace_session(chat.loom.session(system=chat.session.system, fidelity=chat.session.fidelity))
     if name:
         chat.session.rename(name)
-    return _here(chat, "new session")
+    return here(chat, "new session")
 
 
 def _switch(chat: Chat, args: Arguments) -> Result:
     info = find_session(chat.loom, args.one("session"))
     if info.id != chat.session.id:
         chat.replace_session(resume(chat.loom, info.id))
-    return _here(chat, "session")
-
-
-def _here(chat: Chat, what: str) -> Result:
-    usage, turns = chat.session.usage(), len(chat.session.history())
-    name = chat.session.name or chat.session.id
-    data = {"id": chat.session.id, "name": chat.session.name, "num_turns": turns, "used": usage.used}
-    view = f"{what} {name}: {turns} turns, {amounts.tokens(usage.used)} tokens used, {usage.fidelity.value}"
-    return Result(data, view)
+    return here(chat, "session")
 
 
 def _rename(chat: Chat, args: Arguments) -> Result:
@@ -116,7 +109,7 @@ def _complete_profile(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]
 )
 def profile(chat: Chat, args: Arguments) -> Result:
     verb = choose(args.words[0], PROFILE_VERBS, args) if args.words else "list"
-    rest = Arguments(args.words[1:], args.rest, args.usage)
+    rest = args.behind()
     if verb == "list":
         rest.none()
         found = chat.loom.profiles()

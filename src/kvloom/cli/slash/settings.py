@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvloom.cli.chat import open_for_chat
 from kvloom.cli.commands.models import list_models
 from kvloom.cli.panels import fidelity_text
 from kvloom.cli.registry import COMMANDS, Arguments, Result, SlashCommand, Suggestion, choose, find_command, slash
@@ -112,7 +113,7 @@ def _switch_model(chat: Chat, name: str) -> Result:
 
 def _open(chat: Chat, name: str) -> Loom:
     with chat.screen.progress() as progress:
-        return chat.options.open_loom(progress, name)
+        return open_for_chat(chat.options, progress, name)
 
 
 @slash("/help [COMMAND]", "List the commands, or tell about one.", group="Chat", complete=completion.commands)

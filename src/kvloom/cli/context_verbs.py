@@ -1,0 +1,279 @@
+"""What is done to a whole context, in a chat and for a stored session alike: window, snapshots, compression, ledger.
+
+Knows the façade and what to show of it; how the words were given is the caller's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_args
+
+from kvloom.cli import amounts
+from kvloom.cli.context_stats import context_stats
+from kvloom.cli.context_view import attention, context_rows, context_view
+from kvloom.cli.kept_view import ledger_table, messages_text, snapshots_table
+from kvloom.cli.registry import Result, known
+from kvloom.cli.standing import read_standing
+from kvloom.cli.stats_view import stats_view
+from kvloom.errors import SnapshotError, UsageError
+from kvloom.session.compression import STRATEGIES
+from kvloom.session.values import CompressionEstimate, CompressionResult
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from kvloom.cli.chat import Chat
+    from kvloom.session.values import LedgerLine, Snapshot
+
+AUTOMATIC = "auto"
+
+_SIZE = re.compile(r"(\d[\d_,]*)(k?)")
+THOUSAND = 1024
+"""What k stands for: windows are counted in powers of two."""
+
+
+def policies() -> tuple[str, ...]:
+    """The names that the settings know."""
+    from kvloom.config import OverflowSettings
+
+    names, _none = get_args(OverflowSettings.model_fields["policy"].annotation)
+    return get_args(names)
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def show(chat: Chat) -> Result:
+    usage, status, standing = chat.session.usage(), chat.loom.status(), read_standing(chat.loom, chat.session)
+    data = {
+        "session": {"id": chat.session.id, "name": chat.session.name},
+        "usage": usage,
+        "rows": context_rows(usage.segments),
+        "status": status,
+        "standing": standing,
+        "notes": attention(usage),
+    }
+    return Result(data, context_view(usage, status, standing, name_of(chat)))
+
+
+def stats(chat: Chat) -> Result:
+    usage, status = chat.session.usage(), chat.loom.status()
+    sums = context_stats(usage, chat.session.history(), chat.session.ledger())
+    return Result({"usage": usage, "status": status, "stats": sums}, stats_view(usage, status, sums))
+
+
+def prompt(chat: Chat) -> Result:
+    text, tokens = chat.session.prompt(), chat.session.tokens()
+    return Result({"text": text, "tokens": tokens}, text)
+
+
+def here(chat: Chat, what: str) -> Result:
+    """Which session the chat is in now."""
+    usage, turns = chat.session.usage(), len(chat.session.history())
+    data = {"id": chat.session.id, "name": chat.session.name, "num_turns": turns, "used": usage.used}
+    view = f"{what} {name_of(chat)}: {turns} turns, {amounts.tokens(usage.used)} tokens used, {usage.fidelity.value}"
+    return Result(data, view)
+
+
+def name_of(chat: Chat) -> str:
+    return chat.session.name or chat.session.id
+
+
+# -- the window -------------------------------------------------------------------------------------------------------
+
+
+def size(chat: Chat, text: str) -> Result:
+    """A window of so many tokens, `8k` too, or as large as memory allows. Raises UsageError."""
+    found = _SIZE.fullmatch(text.lower())
+    if not found and text != AUTOMATIC:
+        raise UsageError(f"a window is a number of tokens (16384, 16k) or {AUTOMATIC}, got {text!r}")
+    wanted = int(re.sub("[_,]", "", found[1])) * (THOUSAND if found[2] else 1) if found else None
+    before, after = chat.session.window, chat.session.resize(wanted)
+    used = chat.session.usage().used
+    moved = "stays at" if after == before else f"{amounts.tokens(before)} →"
+    view = (
+        f"window {moved} {amounts.tokens(after)} tokens, {amounts.tokens(used)} used{_undoable(chat, after != before)}"
+    )
+    return Result({"window": after, "window_before": before, "used": used}, view)
+
+
+def policy(chat: Chat, name: str) -> Result:
+    """Shows what leaves a full window, or sets it. Raises UsageError with the nearest name."""
+    if name:
+        chat.session.policy = known(name, policies(), "policy")
+    current = chat.session.policy
+    others = ", ".join(other for other in policies() if other != current)
+    view = f"{current}: {POLICY_TEXTS.get(current, 'leaves')} (others: {others})"
+    return Result({"policy": current, "policies": policies()}, view)
+
+
+POLICY_TEXTS = {
+    "stop": "a question that does not fit is refused with the numbers",
+    "clear": "a full window is cleared, behind a snapshot",
+    "fifo": "the oldest turns leave",
+    "sliding_window": "turns older than a fixed number of tokens leave",
+    "keep_first": "the first turns stay, the oldest behind them leave",
+    "adaptive": "what matters least to the question leaves, and comes back when it matters",
+}
+
+
+def compress(chat: Chat, strategy: str, *, dry_run: bool) -> Result:
+    """Raises UsageError with the nearest strategy, CompressionError where there is nothing to gain."""
+    chosen = known(strategy, STRATEGIES, "strategy") if strategy else None
+    with chat.working() as progress:
+        done = chat.session.compress(chosen, dry_run=dry_run, progress=progress)
+    if isinstance(done, CompressionEstimate):
+        return Result(done, _estimate_text(done))
+    return Result(done, _compressed_text(chat, done))
+
+
+def _estimate_text(estimate: CompressionEstimate) -> str:
+    summary = (
+        f" with a summary of up to {amounts.tokens(estimate.num_summary_tokens)}" if estimate.num_summary_tokens else ""
+    )
+    lasts = f", in about {amounts.seconds(estimate.seconds)}" if estimate.seconds is not None else ""
+    return (
+        f"{estimate.strategy} would replace {_counted(estimate.num_turns, 'turn')}{summary}: "
+        f"{amounts.tokens(estimate.num_tokens_before)} → {amounts.tokens(estimate.num_tokens_after)} tokens{lasts}; "
+        "nothing was changed"
+    )
+
+
+def _compressed_text(chat: Chat, done: CompressionResult) -> str:
+    saved = amounts.share(done.num_tokens_before - done.num_tokens_after, done.num_tokens_before)
+    lines = [
+        f"{done.strategy}: {_counted(done.num_turns, 'turn')} replaced, {amounts.tokens(done.num_tokens_before)} → "
+        f"{amounts.tokens(done.num_tokens_after)} tokens (−{saved}) in {amounts.seconds(done.seconds)}; "
+        f"{chat.how('/ledger')} lists what left{_undoable(chat)}"
+    ]
+    if done.is_fallback:
+        lines.append("the model gave no usable summary of some parts: their first sentences stand for them")
+    if done.summary:
+        lines.append(f"summary: {done.summary}")
+    return "\n".join(lines)
+
+
+def clear(chat: Chat, words: Sequence[str]) -> Result:
+    """Everything out of the context, or the turns of these numbers. Raises UsageError."""
+    wrong = [word for word in words if not word.isdigit()]
+    if wrong:
+        raise UsageError(f"a turn is given by its number, got {wrong[0]!r}; without a number everything is cleared")
+    turns = [int(word) for word in words]
+    chat.session.clear(turns or None)
+    used = chat.session.usage().used
+    what = f"turn{'s' if len(turns) > 1 else ''} {', '.join(words)}" if turns else "chunks and turns"
+    view = f"cleared {what}; {amounts.tokens(used)} tokens used{_undoable(chat)}"
+    return Result({"turns": turns, "used": used}, view)
+
+
+def undo(chat: Chat) -> Result:
+    what = chat.session.undo()
+    used = chat.session.usage().used
+    return Result({"undone": what, "used": used}, f"undone: {what}; {amounts.tokens(used)} tokens used")
+
+
+# -- snapshots --------------------------------------------------------------------------------------------------------
+
+
+def snapshot(chat: Chat, title: str) -> Result:
+    taken = chat.session.snapshot(title)
+    back = chat.how(f"/context restore {taken.id}")
+    view = f"snapshot {taken.id} ({taken.title or 'untitled'}): {_held(taken)}; {back} returns to it"
+    return Result(taken, view)
+
+
+def snapshots(chat: Chat) -> Result:
+    found = chat.session.snapshots()
+    view: RenderableType = snapshots_table(found)
+    return Result(
+        {"snapshots": found}, view if found else f"no snapshots yet: {chat.how('/context snapshot')} takes one"
+    )
+
+
+def restore(chat: Chat, ref: str) -> Result:
+    """Back to a snapshot. Without a name a person chooses; where nobody is there, the list is the answer."""
+    if not ref:
+        found = chat.session.snapshots()
+        if not found:
+            raise SnapshotError(f"this session has no snapshot yet; {chat.how('/context snapshot')} takes one")
+        if chat.pick is None:
+            return Result({"restored": None, "snapshots": found}, _which_one(chat, found))
+        chosen = chat.pick(found, chat.session.snapshot_messages)
+        if chosen is None:
+            return Result({"restored": None}, "nothing was restored")
+        ref = chosen.id
+    taken = chat.session.restore(ref)
+    chat.warm()
+    view = f"restored {taken.id} ({taken.title or 'untitled'}): {_held(taken)}{_undoable(chat)}"
+    return Result({"restored": taken, "used": chat.session.usage().used}, view)
+
+
+def _which_one(chat: Chat, found: Sequence[Snapshot]) -> RenderableType:
+    from rich.console import Group
+
+    return Group(snapshots_table(found), f"which one? {chat.how('/context restore ' + found[0].id)} takes the newest")
+
+
+def fork(chat: Chat, ref: str, name: str) -> Result:
+    """Another session that goes on from a snapshot, or from here; the chat goes on there."""
+    left = name_of(chat)
+    chat.replace_session(chat.session.fork(ref or None, name))
+    result = here(chat, "fork")
+    return Result({**result.data, "left_session": left}, f"{result.view}; {left} stays as it is")  # type: ignore[dict-item]
+
+
+def delete(chat: Chat, ref: str) -> Result:
+    gone = chat.session.delete_snapshot(ref)
+    return Result({"deleted": gone}, f"deleted snapshot {gone.id} ({gone.title or 'untitled'})")
+
+
+def messages(chat: Chat, ref: str) -> Result:
+    """A snapshot's conversation, without restoring it."""
+    found = chat.session.snapshot_messages(ref)
+    return Result({"messages": found}, messages_text(found) or "that snapshot holds no message")
+
+
+def _held(taken: Snapshot) -> str:
+    chunks = f", {_counted(taken.num_chunks, 'chunk')}" if taken.num_chunks else ""
+    return f"{_counted(taken.num_turns, 'turn')}{chunks}, {amounts.tokens(taken.num_tokens)} tokens"
+
+
+# -- the ledger -------------------------------------------------------------------------------------------------------
+
+
+def ledger(chat: Chat) -> Result:
+    lines = chat.session.ledger()
+    num_tokens = sum(line.num_tokens for line in lines)
+    return Result({"lines": lines, "num_tokens": num_tokens}, _ledger_view(chat, lines, num_tokens))
+
+
+def _ledger_view(chat: Chat, lines: Sequence[LedgerLine], num_tokens: int) -> RenderableType:
+    from rich.console import Group
+
+    if not lines:
+        return "everything that was ever given is in the prompt"
+    total = f"{amounts.tokens(num_tokens)} tokens in {_counted(len(lines), 'line')} are not in the prompt"
+    return Group(ledger_table(lines, chat.how), total)
+
+
+def recall(chat: Chat, refs: Sequence[str]) -> Result:
+    before = chat.session.usage().used
+    chat.session.recall(*refs)
+    chat.warm()
+    used = chat.session.usage().used
+    view = (
+        f"back in the context: {', '.join(refs)} ({amounts.tokens(used - before)} tokens); {amounts.tokens(used)} used"
+    )
+    return Result({"refs": refs, "used": used}, view + _undoable(chat))
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _undoable(chat: Chat, is_so: bool = True) -> str:
+    return f"; {chat.how('/undo')} takes it back" if is_so else ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

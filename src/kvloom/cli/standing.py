@@ -1,0 +1,70 @@
+"""What the status box shows beside the window: memory, the guard, snapshots, compression. Reads the façade only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvloom.memory.reading import MemoryReading
+    from kvloom.session.loom import Loom
+    from kvloom.session.session import Session
+
+
+GUARD_OFF = "off"
+
+
+class AutoCompress(Enum):
+    """What is to be expected of the compression that begins by itself."""
+
+    OFF = "off"
+    BY_POLICY = "off: the policy is stop"
+    ARMED = "armed"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """`memory`: the GPUs' memories, or the host's where there is none; empty where nothing could be read.
+
+    `guard` is its level, or "off"; `safe_limit_tokens` fit below its soft limit (None: not known). `interventions`:
+    what it did, the newest last. A compression begins at `compress_at_tokens`.
+    """
+
+    memory: tuple[MemoryReading, ...]
+    guard: str
+    safe_limit_tokens: int | None
+    interventions: tuple[str, ...]
+    num_snapshots: int
+    auto_compress: AutoCompress
+    compress_at_tokens: int
+    compress_threshold: float
+    compress_strategy: str
+
+
+def read_standing(loom: Loom, session: Session) -> Standing:
+    """As things are now. Computes nothing and costs no context."""
+    picture, settings, usage = loom.memory(), loom.settings.compression, session.usage()
+    is_guarded = loom.settings.guard.enabled
+    host = () if picture.host is None else (picture.host,)
+    memory = (picture.accelerators or host) if loom.settings.n_gpu_layers else host
+    return Standing(
+        memory=memory,
+        guard=loom.guard.level.value if is_guarded else GUARD_OFF,
+        safe_limit_tokens=loom.guard.safe_limit() if is_guarded else None,
+        interventions=tuple(notice.text for notice in loom.guard.notices),
+        num_snapshots=len(session.snapshots()),
+        auto_compress=auto_compress(session, usage.policy, is_on=settings.enabled and settings.background),
+        compress_at_tokens=int(settings.threshold * (usage.capacity - usage.reserve)),
+        compress_threshold=settings.threshold,
+        compress_strategy=settings.strategy,
+    )
+
+
+def auto_compress(session: Session, policy: str, *, is_on: bool) -> AutoCompress:
+    if session.is_compressing:
+        return AutoCompress.RUNNING
+    if not is_on:
+        return AutoCompress.OFF
+    return AutoCompress.BY_POLICY if policy == "stop" else AutoCompress.ARMED

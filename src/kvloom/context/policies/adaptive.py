@@ -1,0 +1,77 @@
+"""The adaptive policy: what stays is what has to do with the question, then what is recent; turns come back.
+
+Each turn scores `relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`. The newest turn, pins and the summary always
+stay. Then turns are taken by score while they fit, those that left before among them.
+"""
+
+from __future__ import annotations
+
+from kvloom.context.manifest import Manifest, Slot
+from kvloom.context.policies.base import (
+    Need,
+    checked,
+    droppable_chunks,
+    droppable_turns,
+    register,
+    without_chunks_until,
+)
+
+RECENCY = 0.8
+"""What the newest turn is worth beside the most relevant one."""
+FADE = 0.85
+"""What each turn of age leaves of that."""
+RECALL_RELEVANCE = 0.35
+"""A turn that left comes back from this relevance on: a word in common is not enough."""
+RECALL_OF_BEST = 0.8
+"""… and only beside the most relevant one that left: turns that have less in common mislead small models."""
+RECALL_SHARE = 0.5
+"""Of the room, what turns that come back may take: the conversation at hand keeps the rest."""
+PATIENCE_S = 20.0
+"""Seconds of restoring that are worth one point of score."""
+
+
+@register("adaptive")
+def adaptive(manifest: Manifest, need: Need) -> Manifest:
+    """The most useful turns within the limit, in their old order."""
+    present = droppable_turns(manifest)
+    here = {slot.ref for slot in manifest.turns}
+    absent = [slot for slot in need.recallable if slot.ref not in here]
+    best = max((_relevance(slot, need) for slot in absent), default=0.0)
+    absent = [slot for slot in absent if _relevance(slot, need) >= max(RECALL_RELEVANCE, RECALL_OF_BEST * best)]
+    if manifest.num_tokens <= need.limit and not absent:
+        return manifest
+    kept = _choose(manifest, present, absent, need)
+    fresh = manifest.without({slot.ref for slot in present} - kept)
+    for slot in absent:
+        if slot.ref in kept:
+            fresh = fresh.with_turn_again(slot, need.order)
+    chunks = sorted(droppable_chunks(fresh), key=lambda chunk: need.relevance.get(chunk, 0.0))
+    return checked(without_chunks_until(fresh, need.limit, chunks), need)
+
+
+def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: Need) -> set[str]:
+    """Refs of the turns that stay or come back."""
+    room = need.limit - manifest.num_tokens + sum(slot.num_tokens for slot in present)
+    newest = present[-1:]
+    kept = {slot.ref for slot in newest if slot.num_tokens <= room}
+    room -= sum(slot.num_tokens for slot in newest if slot.ref in kept)
+    recall_room = int(room * RECALL_SHARE)
+    ages = {slot.ref: age for age, slot in enumerate(reversed(present))}
+    away = {slot.ref for slot in absent}
+
+    def score(slot: Slot) -> float:
+        recency = RECENCY * FADE ** ages[slot.ref] if slot.ref in ages else 0.0
+        return _relevance(slot, need) + recency - need.restore_s(slot) / PATIENCE_S
+
+    for slot in sorted([*present, *absent], key=lambda s: (-score(s), -need.order(s.ref))):
+        if slot.ref in kept or slot.num_tokens > room or (slot.ref in away and slot.num_tokens > recall_room):
+            continue
+        kept.add(slot.ref)
+        room -= slot.num_tokens
+        if slot.ref in away:
+            recall_room -= slot.num_tokens
+    return kept
+
+
+def _relevance(slot: Slot, need: Need) -> float:
+    return need.relevance.get(slot.ref, 0.0)

@@ -1,0 +1,186 @@
+"""Acts when memory runs low: cold entries leave RAM, the window shrinks, new work waits. The conversation stays.
+
+What is low is decided in the memory room; what is done to a session goes through the session itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from kvloom.errors import CompressionError, KvloomError, MemoryPressureError
+from kvloom.memory.guard import Crossing, Guard, Level, Thresholds
+from kvloom.memory.reading import MemoryPicture, MemoryReading
+from kvloom.session.events import Signal
+from kvloom.session.values import GuardNotice
+
+if TYPE_CHECKING:
+    from kvloom.session.loom import Loom
+    from kvloom.session.session import Session
+
+_LOG = logging.getLogger(__name__)
+
+SHRINK_SHARE = 0.5
+"""What HARD leaves of a window, where the conversation fits into it."""
+MAX_NOTICES = 20
+MIB = 1024**2
+
+
+class MemoryGuard:
+    """Watches the memories that the model and the tiers live in. `notices`: what was done, the newest last."""
+
+    def __init__(self, loom: Loom) -> None:
+        settings = loom.settings.guard
+        self._loom = loom
+        self._thresholds = Thresholds(settings.soft, settings.hard, settings.critical, settings.hysteresis)
+        self._guards: dict[str, Guard] = {}
+        self._lock = threading.RLock()
+        self._untold: deque[GuardNotice] = deque(maxlen=MAX_NOTICES)
+        self.notices: deque[GuardNotice] = deque(maxlen=MAX_NOTICES)
+        self.acted: Signal[GuardNotice] = Signal()
+        """Told of every notice."""
+        self._work: threading.Thread | None = None
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    @property
+    def level(self) -> Level:
+        """The worst of all watched memories."""
+        return max((guard.level for guard in self._guards.values()), default=Level.NORMAL)
+
+    @property
+    def is_refusing(self) -> bool:
+        """Whether new work is refused."""
+        return self.level is Level.CRITICAL
+
+    def spare_bytes(self) -> int | None:
+        """Bytes that may be taken while every watched memory stays below soft; None where nothing is known."""
+        limits = [limit for guard in self._guards.values() if (limit := guard.safe_limit_bytes()) is not None]
+        return min(limits, default=None)
+
+    def can_allocate(self, num_tokens: int) -> bool:
+        """Whether the KV of so many more tokens would fit below the soft limit."""
+        spare = self.spare_bytes()
+        return not self.is_refusing and (spare is None or num_tokens * self._loom.engine.layout.token_bytes <= spare)
+
+    def safe_limit(self) -> int | None:
+        """Tokens whose KV may still be taken below the soft limit; None where memory is not known."""
+        spare = self.spare_bytes()
+        return None if spare is None else spare // self._loom.engine.layout.token_bytes
+
+    def check(self) -> None:
+        """Raises MemoryPressureError, with the numbers, while new work is refused."""
+        if not self.is_refusing:
+            return
+        worst = max(self._guards.items(), key=lambda item: item[1].used_bytes / max(1, item[1].total_bytes))
+        name, guard = worst
+        raise MemoryPressureError(
+            f"{name} is full: {guard.used_bytes / MIB:,.0f} of {guard.total_bytes / MIB:,.0f} MiB are used, and above "
+            f"{self._thresholds.critical:.0%} new work is refused; nothing is lost. End other programs, or open a smaller "
+            "model or context; it goes on by itself once memory is free"
+        )
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What was done and not told yet, for the next reply."""
+        with self._lock:
+            told = tuple(notice.text for notice in self._untold)
+            self._untold.clear()
+        return told
+
+    # -- acting -------------------------------------------------------------------------------------------------
+
+    def on_picture(self, picture: MemoryPicture) -> None:
+        """Take note of a picture and do what it calls for. Called by the monitor; slow work runs in a thread."""
+        for reading in self._watched(picture):
+            guard = self._guards.setdefault(reading.device, Guard(self._thresholds))
+            # What caches hold can be had back: it is not used.
+            crossing = guard.observe(reading.total_bytes - reading.available_bytes, reading.total_bytes)
+            if crossing is not None:
+                self._crossed(reading.device, crossing)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until what is being done is done."""
+        work = self._work
+        if work is not None and work is not threading.current_thread():
+            work.join(timeout_s)
+
+    def _watched(self, picture: MemoryPicture) -> list[MemoryReading]:
+        """The host's memory, and the accelerators' where the model is on them."""
+        found = [picture.host] if picture.host is not None else []
+        if self._loom.engine.uses_accelerator:
+            found += [reading for reading in picture.accelerators if reading not in found]
+        return found
+
+    def _crossed(self, device: str, crossing: Crossing) -> None:
+        if not crossing.is_rise:
+            if crossing.before is Level.CRITICAL:
+                self._say(device, crossing, "new work is accepted again")
+            return
+        with self._lock:
+            self.wait()
+            self._work = threading.Thread(target=self._act, args=(device, crossing), name="kvloom-guard", daemon=True)
+            self._work.start()
+
+    def _act(self, device: str, crossing: Crossing) -> None:
+        try:
+            done = [self._evict()]
+            if crossing.after is Level.HARD:
+                done += self._shrink()
+            if crossing.after is Level.CRITICAL:
+                done += self._release()
+        except (KvloomError, OSError) as error:
+            done = [f"something failed: {error}"]
+        self._say(device, crossing, "; ".join(filter(None, done)) or "there was nothing that could be given back")
+
+    def _evict(self) -> str:
+        freed = self._loom.store.cool()
+        return f"{freed / MIB:,.0f} MiB of KV went from RAM to disk" if freed else ""
+
+    def _shrink(self) -> list[str]:
+        """Every session's window to a half, compressed first so that it fits; then the pool."""
+        done = [said for session in self._loom.open_sessions() if (said := self._shrink_one(session))]
+        if self._loom.shrink_pool():
+            done.append(f"the pool was rebuilt for {self._loom.pool.window} tokens")
+        return done
+
+    def _shrink_one(self, session: Session) -> str:
+        before = session.window
+        target = max(min(self._loom.settings.context_min, before), int(before * SHRINK_SHARE))
+        if target >= before:
+            return ""
+        said = ""
+        if session.manifest.num_tokens > target * 3 // 4:
+            try:
+                session.compress("truncate")
+                said = " (older turns left the window first)"
+            except CompressionError as error:
+                _LOG.info("session %s could not be compressed: %s", session.id[:8], error)
+        try:
+            session.resize(max(target, session.manifest.num_tokens + min(256, before // 8)))
+        except KvloomError as error:
+            return f"the window of {before} tokens stays: {error}"
+        return f"the window went from {before} to {session.window} tokens{said}; /undo takes it back"
+
+    def _release(self) -> list[str]:
+        """Snapshots without inference, then the cells. A reply under way is not killed: its cells stay until its end."""
+        for session in self._loom.open_sessions():
+            session.snapshot_now("memory is critically short")
+        self._loom.device.lock.acquire()
+        try:
+            if self._loom.device.num_busy():
+                return ["new work is refused; a reply under way is let to its end"]
+            freed = self._loom.pool.release()
+        finally:
+            self._loom.device.lock.release()
+        return [f"new work is refused; {freed / MIB:,.0f} MiB of the device's KV were released, the conversation stays"]
+
+    def _say(self, device: str, crossing: Crossing, done: str) -> None:
+        text = f"memory ({device}) is at {crossing.share:.0%}, {crossing.before.value} → {crossing.after.value}: {done}"
+        notice = GuardNotice(device, crossing.before.value, crossing.after.value, crossing.share, text)
+        _LOG.warning("%s", text)
+        with self._lock:
+            self.notices.append(notice)
+            self._untold.append(notice)
+        self.acted.tell(notice)

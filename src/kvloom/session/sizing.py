@@ -1,0 +1,66 @@
+"""Which window a model is opened with, and how far it may grow: the memory room's sums over this machine's readings.
+
+The same answer is given by `kvloom fit` and used here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvloom.config import Settings
+from kvloom.memory.reading import MemoryPicture, MemoryReading
+from kvloom.memory.sizing import Bound, Demand, Room, Sizing, SizingLimits, auto_size, explicit_size, window_ceiling
+from kvloom.model.footprint import CacheSpec
+from kvloom.model.shape import ModelShape
+from kvloom.session.pool import num_cells
+
+
+def limits_of(settings: Settings) -> SizingLimits:
+    return SizingLimits(
+        target=settings.context_target,
+        minimum=settings.context_min,
+        maximum=settings.context_max,
+        reserve_bytes=settings.memory_reserve_bytes,
+        soft_share=settings.guard.soft,
+    )
+
+
+def demand_of(shape: ModelShape, weights_bytes: int, settings: Settings) -> Demand:
+    """What a window costs with these settings; RoPE scaling stretches the trained length as the engine has it."""
+    trained = shape.context_length
+    if settings.rope.freq_scale:
+        trained = max(1, round((settings.rope.yarn_orig_context or trained) / settings.rope.freq_scale))
+    spec = CacheSpec(k_type=settings.k_type, v_type=settings.v_type, num_sequences=settings.max_sequences + 1)
+    return Demand(replace(shape, context_length=trained), weights_bytes, spec, num_cells)
+
+
+def reading_for(picture: MemoryPicture, *, on_accelerator: bool) -> MemoryReading | None:
+    """The memory that a model goes to: the fullest accelerator where layers are on GPUs, else the host's."""
+    if on_accelerator and picture.accelerators:
+        return min(picture.accelerators, key=lambda reading: reading.available_bytes)
+    return picture.host
+
+
+def opening_window(settings: Settings, demand: Demand, reading: MemoryReading | None) -> Sizing:
+    """The window to open with: the one that was asked for, else the automatic one.
+
+    Raises EngineMemoryError where memory cannot hold it, before anything is loaded: the system would hand out memory
+    that is not there, and kill the process when it is used. Without a reading the limits alone decide.
+    """
+    limits = limits_of(settings)
+    room = Room.of(reading) if reading is not None else None
+    if settings.context is not None:
+        if room is None:
+            return _unmeasured(settings.context, Bound.EXPLICIT, demand)
+        return explicit_size(settings.context, demand, room, limits)
+    if room is None or not settings.context_auto:
+        return _unmeasured(window_ceiling(demand.shape, limits), Bound.TARGET, demand)
+    return auto_size(demand, room, limits)
+
+
+def _unmeasured(window: int, bound: Bound, demand: Demand) -> Sizing:
+    found = demand.footprint(window)
+    reason = "as asked for" if bound is Bound.EXPLICIT else "the target; memory was not asked"
+    return Sizing(
+        window, bound, reason, found.num_cells, found.total_bytes, 0, 0, 0, demand.shape.context_length
+    )  # fmt: skip

@@ -1,0 +1,190 @@
+"""`kvloom fit`: the forecast as a person and a program get it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvloom.memory.sizing import Demand, Room, SizingLimits, auto_size
+from kvloom.model.header import read_header
+from kvloom.session.pool import num_cells
+from tests.hollow_gguf import HollowModel, write_hollow
+from tests.unit.cli.conftest import Kvloom
+
+GB, GIB = 10**9, 1024**3
+LLAMA_3_1_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape of Qwen2.5-0.5B, without its weights."""
+    model = HollowModel("qwen2", 896, 4864, 24, 14, 2, 151936, is_tied=True, has_bias=True, context=32768)
+    return write_hollow(tmp_path_factory.mktemp("hollow") / "qwen.gguf", model)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_1_8B))
+    return tmp_path
+
+
+def test_a_named_memory_is_used_in_place_of_what_is_free(kvloom: Kvloom, qwen: Path) -> None:
+    found = kvloom("fit", qwen, "--context", "4096", "--memory", "8GB", "--json", loom=False).document
+    assert found["memory_bytes"] == [8 * GB]
+    assert found["free_bytes"] == 8 * GB
+    assert found["budget_bytes"] == 8 * GB * 8 // 10 - 1  # below the guard's soft limit
+    assert found["fits"] is True
+    assert found["kv_bytes"] == 12_288 * found["num_cells"]
+
+
+def test_what_does_not_fit_says_what_lacks_and_is_no_failure(kvloom: Kvloom, qwen: Path) -> None:
+    ran = kvloom("fit", qwen, "--context", "32768", "--memory", "1GiB", loom=False)
+    assert ran.code == 0
+    assert "it lacks" in ran.out
+    found = kvloom("fit", qwen, "--context", "32768", "--memory", "1GiB", "--json", loom=False).document
+    assert found["fits"] is False
+    assert found["total_bytes"] > GIB
+    assert "32,768" in found["refusal"]
+
+
+def test_what_fits_but_passes_the_soft_limit_says_so(kvloom: Kvloom, qwen: Path) -> None:
+    ran = kvloom("fit", qwen, "--context", "4096", "--memory", "1150MiB", loom=False)
+    assert "soft limit" in ran.out
+    found = kvloom("fit", qwen, "--context", "4096", "--memory", "1150MiB", "--json", loom=False).document
+    assert found["fits"] is False
+    assert found["refusal"] == ""
+
+
+def test_the_largest_window_fits_and_the_next_step_does_not(kvloom: Kvloom, llama: Path) -> None:
+    given = ("--memory", "24GB", "--json")
+    most = kvloom("fit", llama, "--max", *given, loom=False).document["max_context"]
+    assert most % 256 == 0
+    assert 2048 < most < 131072
+    assert kvloom("fit", llama, "--context", str(most), *given, loom=False).document["fits"] is True
+    assert kvloom("fit", llama, "--context", str(most + 256), *given, loom=False).document["fits"] is False
+    quantized = kvloom("fit", llama, "--max", "--kv-type", "q4_0", *given, loom=False).document["max_context"]
+    assert quantized > most
+
+
+def test_no_window_that_fits_is_told_as_none(kvloom: Kvloom, llama: Path) -> None:
+    ran = kvloom("fit", llama, "--max", "--memory", "4GB", loom=False)
+    assert ran.code == 0
+    assert "none fits" in ran.out
+    assert kvloom("fit", llama, "--max", "--memory", "4GB", "--json", loom=False).document["max_context"] == 0
+
+
+def test_the_automatic_window_is_the_one_that_sizing_chooses(
+    kvloom: Kvloom, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLOOM_CONTEXT_AUTO", "true")
+    for size in ("1700MiB", "8GB"):
+        found = kvloom("fit", qwen, "--memory", size, "--json", loom=False).document
+        header = read_header(qwen)
+        demand = Demand(header.shape, header.tensor_bytes, num_cells=num_cells)
+        [total] = found["memory_bytes"]
+        sizing = auto_size(demand, Room(total, total), SizingLimits())
+        assert found["context"] == sizing.context
+        assert found["reason"] == sizing.reason
+        assert found["total_bytes"] == sizing.needed_bytes
+
+
+def test_an_automatic_window_where_not_even_the_minimum_fits_is_the_minimum_and_refused(
+    kvloom: Kvloom, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLOOM_CONTEXT_AUTO", "true")
+    found = kvloom("fit", llama, "--memory", "8GB", "--json", loom=False).document
+    assert (found["context"], found["fits"]) == (2048, False)
+    assert "not even a window of 2,048 tokens" in found["refusal"]
+
+
+def test_a_window_beyond_the_trained_length_is_warned_of(kvloom: Kvloom, qwen: Path) -> None:
+    ran = kvloom("fit", qwen, "--context", "40000", "--memory", "16GB", loom=False)
+    assert "RoPE" in ran.out
+    found = kvloom("fit", qwen, "--context", "40000", "--memory", "16GB", "--json", loom=False).document
+    assert "32,768" in found["warning"]
+
+
+def test_layers_are_spread_over_the_gpus_in_proportion(kvloom: Kvloom, llama: Path) -> None:
+    found = kvloom(
+        "fit", llama, "--context", "8192", "--memory", "8GB,24GB", "--json", loom=False
+    ).document  # fmt: skip
+    first, second = found["devices"]
+    assert (first["num_layers"], second["num_layers"]) == (9, 23)
+    assert first["kv_bytes"] + second["kv_bytes"] == found["kv_bytes"]
+    held: int = sum(part["weights_bytes"] for part in (first, second, found["host"]))
+    assert held == found["weights_bytes"]
+    for part in (first, second):
+        assert part["total_bytes"] == part["weights_bytes"] + part["kv_bytes"] + part["buffer_bytes"]
+    assert first["fits"] is second["fits"] is found["fits"] is True
+
+
+def test_several_gpus_need_no_memory_to_be_forecast(
+    kvloom: Kvloom, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing_here(monkeypatch)
+    ran = kvloom("fit", llama, "--gpus", "2", "--context", "4096", loom=False)
+    assert "GPU 1" in ran.out
+    found = kvloom("fit", llama, "--gpus", "2", "--context", "4096", "--json", loom=False).document
+    assert [part["num_layers"] for part in found["devices"]] == [17, 15]
+    assert found["fits"] is None
+    assert kvloom("fit", llama, "--gpus", "2", "--max", loom=False).code == 1
+
+
+def test_one_size_is_that_of_every_gpu(kvloom: Kvloom, llama: Path) -> None:
+    found = kvloom("fit", llama, "--gpus", "3", "--memory", "12GB", "--max", "--json", loom=False).document
+    assert found["memory_bytes"] == [12 * GB] * 3
+    assert found["max_context"] > 8192
+
+
+def test_without_a_probe_that_answers_the_forecast_is_given_without_a_verdict(
+    kvloom: Kvloom, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing_here(monkeypatch)
+    found = kvloom("fit", qwen, "--context", "4096", "--json", loom=False).document
+    assert found["fits"] is found["free_bytes"] is None
+    assert found["total_bytes"] > 0
+
+
+def nothing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of which nothing can be read."""
+    from kvloom.memory import probe
+    from kvloom.memory.reading import MemoryPicture
+
+    monkeypatch.setattr(probe, "read_memory", lambda _=None: MemoryPicture())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--memory", "8"), "name the unit"),
+        (("--memory", "lots"), "is no size"),
+        (("--memory", "8GB,"), "is no size"),
+        (("--memory", "-8GB"), "is no size"),
+        (("--memory", "8GB,8GB", "--gpus", "3"), "contradict"),
+        (("--gpus", "0"), "--gpus"),
+        (("--context", "12"), "context"),
+        (("--kv-type", "q3"), "kv_type"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_with_the_reason(
+    kvloom: Kvloom, qwen: Path, words: tuple[str, ...], says: str
+) -> None:
+    ran = kvloom("fit", qwen, *words, loom=False)
+    assert ran.code != 0
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("change", [{"kv_lora_rank": 512}, {"hidden_size": 0}])
+def test_a_config_that_cannot_be_counted_says_so(kvloom: Kvloom, llama: Path, change: dict[str, Any]) -> None:
+    (llama / "config.json").write_text(json.dumps(LLAMA_3_1_8B | change))
+    ran = kvloom("fit", llama, loom=False)
+    assert ran.code == 1
+    assert "config.json" in ran.err or str(llama) in ran.err

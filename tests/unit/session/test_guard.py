@@ -1,0 +1,153 @@
+"""What is done when memory runs low, driven by readings; the real hog is in tests/e2e."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvloom.errors import EngineMemoryError, MemoryPressureError
+from kvloom.memory.guard import Level
+from kvloom.memory.reading import MemoryKind, MemoryPicture, MemoryReading
+from kvloom.session.loom import Loom
+from kvloom.session.session import Session
+from kvloom.session.values import GuardNotice
+from kvloom.types import TierName
+from tests.unit.session.fakes import fake_loom, held_tokens
+
+TOTAL = 1_000_000_000
+
+
+def at(share: float) -> MemoryPicture:
+    used = int(TOTAL * share)
+    return MemoryPicture((MemoryReading("RAM", MemoryKind.RAM, TOTAL, used, TOTAL - used, "test"),))
+
+
+@pytest.fixture
+def loom(tmp_path: Path) -> Iterator[Loom]:
+    with fake_loom(tmp_path / "home", context=4096, context_min=512) as opened:
+        yield opened
+
+
+def filled(loom: Loom) -> Session:
+    chat = loom.session()
+    chat.activate(loom.load_text("a note about whales", name="note").id)
+    for number in range(6):
+        chat.generate(f"turn number {number}", max_tokens=6, temperature=0.0)
+    return chat
+
+
+def look(loom: Loom, share: float) -> None:
+    loom.guard.on_picture(at(share))
+    loom.guard.wait(10)
+
+
+def test_soft_moves_cold_entries_to_disk_and_says_so_once(loom: Loom) -> None:
+    chat = filled(loom)
+    told: list[GuardNotice] = []
+    loom.guard.acted.subscribe(told.append)
+    want = chat.next_logits("And?")
+    for share in (0.5, 0.81, 0.82, 0.79, 0.81):
+        look(loom, share)
+    assert [(notice.before, notice.after) for notice in told] == [("normal", "soft")]
+    ram = next(tier for tier in loom.status().tiers if tier.tier is TierName.RAM)
+    assert ram.used_bytes == 0
+    np.testing.assert_array_equal(chat.next_logits("And?"), want)
+    reply = chat.generate("And?", max_tokens=2, temperature=0.0)
+    assert any("81%" in notice for notice in reply.notices)
+    assert not chat.generate("And?", max_tokens=2, temperature=0.0).notices
+
+
+def test_a_pinned_chunk_stays_in_ram(loom: Loom) -> None:
+    chat = filled(loom)
+    chat.pin("note")
+    look(loom, 0.85)
+    assert next(tier for tier in loom.status().tiers if tier.tier is TierName.RAM).used_bytes > 0
+
+
+def test_hard_shrinks_the_window_and_undo_takes_it_back(loom: Loom) -> None:
+    chat = filled(loom)
+    cells = loom.engine.num_cells
+    look(loom, 0.92)
+    assert chat.window == 2048
+    assert loom.engine.num_cells < cells
+    chat.warm()
+    assert held_tokens(loom, chat) == chat.tokens()
+    look(loom, 0.5)
+    chat.undo()
+    assert chat.window == 4096
+
+
+def test_hard_lets_older_turns_leave_where_the_conversation_would_not_fit(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "home", context=1024, context_min=128) as loom:
+        chat = loom.session()
+        for number in range(14):
+            chat.generate(f"turn number {number}", max_tokens=6, temperature=0.0)
+        before = {turn.user for turn in chat.history()}
+        look(loom, 0.92)
+        assert chat.window < 1024
+        assert len(chat.history()) < 14
+        assert before == {turn.user for turn in chat.history()} | {line.text for line in chat.ledger()}
+
+
+def test_critical_refuses_new_work_takes_a_snapshot_and_releases_the_cells(loom: Loom) -> None:
+    chat = filled(loom)
+    want, tokens = chat.next_logits("And?"), chat.tokens()
+    look(loom, 0.97)
+    assert loom.engine.num_cells == 0
+    with pytest.raises(MemoryPressureError, match="925 of 954 MiB"):
+        chat.generate("And?")
+    assert chat.tokens() == tokens
+    assert [snapshot.reason for snapshot in chat.snapshots()] == ["memory is critically short"]
+    look(loom, 0.92)
+    assert loom.guard.level is Level.CRITICAL, "within the hysteresis"
+    look(loom, 0.5)
+    np.testing.assert_array_equal(chat.next_logits("And?"), want)
+
+
+def test_a_reply_under_way_is_let_to_its_end(loom: Loom) -> None:
+    chat = filled(loom)
+    want = chat.generate("tell me", max_tokens=30, temperature=0.0).text
+    chat.undo()
+    stream = chat.stream("tell me", max_tokens=30, temperature=0.0)
+    next(stream)
+    loom.guard.on_picture(at(0.97))
+    for _ in stream:
+        pass
+    loom.guard.wait(10)
+    assert stream.reply.text == want
+    with pytest.raises(MemoryPressureError):
+        chat.generate("And?")
+
+
+def test_can_allocate_and_safe_limit_follow_the_readings(loom: Loom) -> None:
+    assert loom.guard.can_allocate(10**9), "nothing is known yet"
+    assert loom.guard.safe_limit() is None
+    look(loom, 0.7)
+    limit = loom.guard.safe_limit()
+    assert limit is not None
+    assert limit == pytest.approx(0.1 * TOTAL / loom.engine.layout.token_bytes, rel=0.01)
+    assert loom.guard.can_allocate(limit)
+    assert not loom.guard.can_allocate(limit + 2)
+
+
+def test_a_window_that_memory_cannot_hold_is_refused_before_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_loom(tmp_path / "home", context=1024) as loom:
+        chat = filled(loom)
+        monkeypatch.setattr(loom.pool, "_spare_bytes", lambda: 1000)
+        with pytest.raises(EngineMemoryError, match="MiB more"):
+            chat.resize(8192)
+        assert chat.window == 1024
+
+
+def test_a_probe_that_lies_or_fails_changes_nothing(loom: Loom) -> None:
+    look(loom, 0.5)
+    loom.guard.on_picture(MemoryPicture())
+    for total, used in ((0, 0), (10, 20)):
+        lie = MemoryReading("RAM", MemoryKind.RAM, total, used, total - used, "liar")
+        loom.guard.on_picture(MemoryPicture((lie,)))
+    assert loom.guard.level is Level.NORMAL
