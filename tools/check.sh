@@ -18,4 +18,5 @@ step "lint" "$bin/ruff" check .
 step "types" "$bin/mypy" "${typed[@]}"
 step "import rules" "$bin/lint-imports"
 step "generated docs" "$bin/python" tools/cli_docs.py --check
+step "generated settings" "$bin/python" tools/settings_docs.py --check
 step "tests" "$bin/python" -m pytest --ignore=tests/soak "$@"

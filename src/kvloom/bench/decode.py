@@ -12,12 +12,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from kvloom.bench.peer import Peer, require_peer
-from kvloom.bench.report import Report, Row, Teller, command, compare, load_average
+from kvloom.bench.report import Report, Row, compare
 from kvloom.bench.setting import Request, open_loom, own_home, peer_settings, settings_for, setup_of
+from kvloom.bench.teller import Teller
 from kvloom.bench.upkeep import activation_rows, bookkeeping_rows
 from kvloom.errors import EngineError
 from kvloom.session.probe import Probe
-from kvloom.session.values import ProgressCallback
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
@@ -103,31 +103,21 @@ def rows_of(speeds: Speeds) -> list[Row]:
     return [peer, bare]
 
 
-def run(
-    model: str | None = None,
-    quick: bool = False,
-    progress: ProgressCallback | None = None,
-    *,
-    threads: int | None = None,
-    repeats: int | None = None,
-) -> Report:
+def run(request: Request) -> Report:
     """Run the benchmark. About 6 minutes on 2 cores with the default model; `quick` takes one."""
     require_peer()
-    request = Request(model, quick, threads, repeats, progress)
-    times = repeats or (QUICK_REPEATS if quick else REPEATS)
-    num_tokens = QUICK_REPLY_TOKENS if quick else REPLY_TOKENS
-    settings = settings_for(request, context=CONTEXT)
-    tell = Teller("decode", times + 3, progress)
+    times = request.repeats or (QUICK_REPEATS if request.quick else REPEATS)
+    num_tokens = QUICK_REPLY_TOKENS if request.quick else REPLY_TOKENS
+    tell = request.teller("decode", times + 3)
     with own_home() as home:
         with ExitStack() as stack:
-            tell.say("loading the model")
-            loom = stack.enter_context(open_loom(settings, home, progress))
-            setup = setup_of(loom, {"reply_tokens": num_tokens, "repeats": times, "is_quick": quick})
+            loom = stack.enter_context(open_loom(settings_for(request, context=CONTEXT), home, tell))
+            setup = setup_of(loom, {"reply_tokens": num_tokens, "repeats": times})
             peer = stack.enter_context(Peer(peer_settings(loom, CONTEXT)))
             rows = rows_of(measure(loom, peer, tell, times, num_tokens))
         rows += activation_rows(request, home, tell)
         rows += bookkeeping_rows(request, home, tell)
-    setup |= {"command": command("decode", request.options()), "load_average_at_end": load_average()}
+    setup |= request.closing("decode")
     columns = ("ours_tokens_per_s", "peer_tokens_per_s", "num_tokens")
     return Report("decode", setup, tuple(rows), columns=columns, notes=NOTES)
 
@@ -135,5 +125,5 @@ def run(
 NOTES = (
     "decode: seconds per token of a greedy reply, the first token not counted; the same prompt ids on both sides.",
     "activation: seconds for placing one known chunk; the peer is the same at 4,096 allocated cells.",
-    "plan, usage, status: with 10,000 chunks in the catalog; the peer's column is the limit of 5 ms.",
+    "plan, usage, status: with 10,000 chunks in the catalog (--quick: 500); the peer's column is the limit of 5 ms.",
 )

@@ -14,25 +14,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvloom.bench.asking import CONTEXT, DOCUMENT_TOKENS, NUM_DOCUMENTS, Asked, asked_in, chunks_of, session_with
 from kvloom.bench.distance import Distance, distance, summary
 from kvloom.bench.draws import Draw, draw
-from kvloom.bench.report import Report, Row, Teller, command, load_average
-from kvloom.bench.setting import SYSTEM, Request, open_loom, own_home, settings_for, setup_of
+from kvloom.bench.report import Report, Row
+from kvloom.bench.setting import Request, open_loom, own_home, settings_for, setup_of
+from kvloom.bench.teller import Teller
 from kvloom.session.probe import NOTHING, Probe, Recompute
-from kvloom.session.values import ProgressCallback
 from kvloom.types import F32Array, Fidelity
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
     from kvloom.session.session import Session
 
-NUM_DOCUMENTS, DOCUMENT_TOKENS, CONTEXT = 8, 192, 4096
 NUM_DRAWS, QUICK_NUM_DRAWS = 50, 2
 NUM_FLOOR_DRAWS = 4
 """The floor takes a slow prefill of many small batches: not on every draw."""
-QUESTION_ROWS = 8
-"""Positions at the end of the question that are measured with the answer."""
-MAX_ANSWER_TOKENS = 64
 SMALL_BATCH = 7
 """Rows of the floor's batches: too few for the kernels' tiles, so that they round differently."""
 
@@ -73,32 +70,25 @@ class Bench:
     def take(self, number: int) -> None:
         """One draw: the reference, the exact checks on some, then every variant."""
         chosen = draw(number, NUM_DOCUMENTS, DOCUMENT_TOKENS, self._loom.count)
-        chunks = [self._loom.load_text(text, name=name).id for name, text in chosen.documents]
-        with self._session(Fidelity.EXACT, chunks) as session:
-            began = time.perf_counter()
-            session.warm()
-            asked = _asked(self._loom, session, chosen)
-            reference, _ = Probe(session).log_probs(asked.tokens, asked.num_rows)
-            self.found.full_s.append(time.perf_counter() - began)
-            ids = session.tokens()
-            if number < self._num_floor_draws:
-                self._exact(session, ids, asked, reference)
-        with self._session(Fidelity.SPLICE, chunks) as session:
-            if session.tokens() != ids:
-                raise AssertionError("splice and exact must hold the same token ids")
-            session.warm()
-            for name, recompute in VARIANTS:
-                self._note(name, *self._variant(session, chosen, asked, recompute), reference, asked.answer)
-        for chunk in chunks:
-            self._loom.purge(chunk)
+        with chunks_of(self._loom, chosen) as chunks:
+            with session_with(self._loom, chunks, Fidelity.EXACT) as session:
+                began = time.perf_counter()
+                session.warm()
+                asked = asked_in(session, chosen)
+                reference, _ = Probe(session).log_probs(asked.tokens, asked.num_rows)
+                self.found.full_s.append(time.perf_counter() - began)
+                ids = session.tokens()
+                if number < self._num_floor_draws:
+                    self._exact(session, ids, asked, reference)
+            with session_with(self._loom, chunks, Fidelity.SPLICE) as session:
+                if session.tokens() != ids:
+                    raise AssertionError("splice and exact must hold the same token ids")
+                session.warm()
+                for name, recompute in VARIANTS:
+                    self._note(name, *self._variant(session, chosen, asked, recompute), reference, asked.answer)
         last = {name: found[-1].kl.mean() for name, found in self.found.by_variant.items()}
         shown = ", ".join(f"{name} {last[name]:.4f}" for name in ("splice", "blend-5", "blend-15", "first-k-15"))
         self._tell.step(f"draw {number} ({chosen.kind.value}): mean KL {shown}")
-
-    def _session(self, fidelity: Fidelity, chunks: Sequence[str]) -> Session:
-        session = self._loom.session(system=SYSTEM, fidelity=fidelity)
-        session.activate(*chunks)
-        return session
 
     def _variant(
         self, session: Session, chosen: Draw, asked: Asked, recompute: Recompute
@@ -129,26 +119,6 @@ class Bench:
         self, name: str, other: F32Array, seconds: float, share: float, reference: F32Array, answer: Sequence[int]
     ) -> None:
         self.found.by_variant.setdefault(name, []).append(distance(reference, other, answer, seconds, share))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The question's prompt and the answer as token ids; `num_rows` positions are measured."""
-
-    tokens: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return QUESTION_ROWS - 1 + len(self.answer)
-
-
-def _asked(loom: Loom, session: Session, chosen: Draw) -> Asked:
-    prompt = Probe(session).question_tokens(chosen.question)
-    vocabulary = loom.engine.vocabulary
-    answer = vocabulary.tokenize(chosen.answer.encode(), parse_special=False)[:MAX_ANSWER_TOKENS]
-    # The last token of the answer is predicted, not given.
-    return Asked((*prompt, *answer[:-1]), tuple(answer))
 
 
 def rows_of(found: Found) -> list[Row]:
@@ -207,22 +177,14 @@ def checks(name: str, numbers: dict[str, dict[str, float]], found: Found) -> dic
     return result
 
 
-def run(
-    model: str | None = None,
-    quick: bool = False,
-    progress: ProgressCallback | None = None,
-    *,
-    threads: int | None = None,
-    repeats: int | None = None,
-) -> Report:
+def run(request: Request) -> Report:
     """Run the benchmark over `repeats` draws. About half a minute a draw on 2 cores with the default model."""
-    request = Request(model, quick, threads, repeats, progress)
-    number = repeats or (QUICK_NUM_DRAWS if quick else NUM_DRAWS)
-    num_floor_draws = min(number, 1 if quick else NUM_FLOOR_DRAWS)
-    tell = Teller("fidelity", number, progress)
+    number = request.repeats or (QUICK_NUM_DRAWS if request.quick else NUM_DRAWS)
+    num_floor_draws = min(number, 1 if request.quick else NUM_FLOOR_DRAWS)
+    tell = request.teller("fidelity", number)
     with own_home() as home:
         found, setup = measure(request, home, tell, (number, num_floor_draws))
-    setup |= {"command": command("fidelity", request.options()), "load_average_at_end": load_average()}
+    setup |= request.closing("fidelity")
     rows = rows_of(found)
     told = [
         f"{row.case}: {what}: {'yes' if is_met else 'NO'}"
@@ -245,9 +207,7 @@ def run(
 
 def measure(request: Request, home: Path, tell: Teller, numbers: tuple[int, int]) -> tuple[Found, dict[str, object]]:
     """All draws; `numbers` of draws and of those on which the floor is measured too."""
-    settings = settings_for(request, context=CONTEXT)
-    tell.say("loading the model")
-    with open_loom(settings, home, request.progress) as loom:
+    with open_loom(settings_for(request, context=CONTEXT), home, tell) as loom:
         setup = setup_of(
             loom,
             {
@@ -255,7 +215,6 @@ def measure(request: Request, home: Path, tell: Teller, numbers: tuple[int, int]
                 "document_tokens": DOCUMENT_TOKENS,
                 "draws": numbers[0],
                 "floor_draws": numbers[1],
-                "is_quick": request.quick,
             },
         )
         bench = Bench(loom, tell, numbers[1])

@@ -22,8 +22,6 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from kvloom.session.values import Progress, ProgressCallback
-
 PLAIN_WIDTH = 190
 """Columns where the output is no terminal: a row stays on one line."""
 
@@ -203,10 +201,6 @@ def shown(value: object) -> str:
 
 def machine() -> dict[str, Any]:
     """What decides the numbers: processor, cores, memory, libraries, and how busy the machine is now."""
-    try:
-        load: float | None = round(os.getloadavg()[0], 2)
-    except OSError:
-        load = None
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -214,7 +208,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
-        "load_average_at_start": load,
+        "load_average_at_start": load_average(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -246,33 +240,11 @@ def describe(setup: Mapping[str, Any]) -> str:
 
 
 def load_average() -> float | None:
+    """Processes that ran or waited for a core, over the last minute; None where the system does not say."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
         return None
-
-
-class Teller:
-    """Tells how far a benchmark is: through a callback where one is given, else as lines on standard error."""
-
-    def __init__(self, bench: str, total: int, progress: ProgressCallback | None) -> None:
-        self._bench = bench
-        self._total = total
-        self._progress = progress
-        self._began = time.monotonic()
-        self._done = 0
-
-    def step(self, text: str) -> None:
-        """One measurement is done."""
-        self._done += 1
-        self.say(text)
-
-    def say(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress(Progress(f"bench {self._bench}", self._done, max(self._total, self._done), "measurements"))
-            return
-        spent = time.monotonic() - self._began
-        print(f"[{spent:6.1f} s, {self._done}/{self._total}] {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _version(name: str) -> str | None:

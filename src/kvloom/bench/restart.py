@@ -9,16 +9,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from kvloom.bench.peer import Peer, PeerSettings, child_environment, require_peer
-from kvloom.bench.report import Report, Row, Teller, command, compare, load_average
+from kvloom.bench.report import Report, Row, compare
 from kvloom.bench.setting import Request, own_home, settings_for
+from kvloom.bench.teller import Teller
 from kvloom.errors import EngineError
-from kvloom.session.values import ProgressCallback
 from kvloom.types import Fidelity
 
 TAIL_TOKENS = 5
@@ -109,7 +110,7 @@ class Restart:
         for fidelity in FIDELITIES:
             for case in ("tail-5", "question-30"):
                 ours = self.ours[case, fidelity]
-                extra = {name: _middle([found[name] for found in ours]) for name in ("load_s", "weave_s", "question_s")}
+                extra = {name: median(found[name] for found in ours) for name in ("load_s", "weave_s", "question_s")}
                 extra |= {name: ours[0][name] for name in ("loaded_tokens", "rotated_tokens", "computed_tokens")}
                 for peer in (COLD, RESTORE):
                     sample = (peer, self.peers[case, peer])
@@ -160,31 +161,18 @@ class Restart:
         self._tell.step(f"{case}: {peer} {seconds:.3f} s")
 
 
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def run(
-    model: str | None = None,
-    quick: bool = False,
-    progress: ProgressCallback | None = None,
-    *,
-    threads: int | None = None,
-    repeats: int | None = None,
-) -> Report:
+def run(request: Request) -> Report:
     """Run the benchmark. About 6 minutes on 2 cores with the default model; `quick` takes one."""
     require_peer()
-    request = Request(model, quick, threads, repeats, progress)
-    size = QUICK if quick else FULL
-    size = Size(size.num_documents, size.document_tokens, size.context, repeats or size.repeats)
+    size = QUICK if request.quick else FULL
+    size = replace(size, repeats=request.repeats or size.repeats)
     settings_for(request, context=size.context)  # a wrong setting is said here, not by a child
-    tell = Teller("restart", len(FIDELITIES) + 2 + size.repeats * 2 * (len(FIDELITIES) + 1), progress)
+    tell = request.teller("restart", len(FIDELITIES) + 2 + size.repeats * 2 * (len(FIDELITIES) + 1))
     with own_home() as home, tempfile.TemporaryDirectory(prefix="kvloom-slots-") as slots:
-        base = {"model": model, "threads": threads, "home": str(home)}
+        base = {"model": request.model, "threads": request.threads, "home": str(home)}
         restart = Restart(base, size, Path(slots), tell)
         restart.run()
-    setup = {**restart.setup, "repeats": size.repeats, "is_quick": quick, "load_average_at_end": load_average()}
-    setup["command"] = command("restart", request.options())
+    setup = {**restart.setup, "repeats": size.repeats, **request.closing("restart")}
     return Report("restart", setup, tuple(restart.rows()), columns=("load_s", "weave_s", "question_s"), notes=NOTES)
 
 

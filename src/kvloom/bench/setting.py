@@ -1,4 +1,4 @@
-"""What every benchmark starts with: settings, a home of its own, the peer's settings for the same model and threads.
+"""What every benchmark starts and ends with: settings, a home of its own, the peer's settings, how to repeat the run.
 
 Knows no case and no measurement.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvloom.bench.peer import GGML_TYPES, PeerSettings
-from kvloom.bench.report import machine
+from kvloom.bench.report import command, load_average, machine
+from kvloom.bench.teller import Teller
 from kvloom.config import Settings, load_settings
 from kvloom.session.values import ProgressCallback
 
@@ -25,7 +26,7 @@ SYSTEM = "Answer from the documents."
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller may choose. None: the benchmark's own default."""
+    """What a caller may choose. None: the benchmark's own default; without `progress` it tells lines on stderr."""
 
     model: str | None = None
     quick: bool = False
@@ -33,9 +34,15 @@ class Request:
     repeats: int | None = None
     progress: ProgressCallback | None = None
 
-    def options(self) -> dict[str, object]:
-        """As on the command line, for the line that says how to repeat the run."""
-        return {"model": self.model, "threads": self.threads, "repeats": self.repeats, "quick": self.quick}
+    def teller(self, bench: str, total: int) -> Teller:
+        return Teller(bench, total, self.progress)
+
+    def closing(self, bench: str, **options: object) -> dict[str, object]:
+        """What a report's set-up ends with: the line that repeats the run (`options`: the benchmark's own), the load
+        of the machine now."""
+        common = {"model": self.model, "threads": self.threads, "repeats": self.repeats, "quick": self.quick}
+        line = command(bench, {**common, **options})
+        return {"is_quick": self.quick, "command": line, "load_average_at_end": load_average()}
 
 
 def settings_for(request: Request, **overrides: object) -> Settings:
@@ -50,10 +57,14 @@ def own_home() -> Iterator[Path]:
         yield Path(folder)
 
 
-def open_loom(settings: Settings, home: Path, progress: ProgressCallback | None = None) -> Loom:
+def open_loom(settings: Settings, home: Path, tell: Teller | None = None) -> Loom:
     import kvloom
 
-    loom: Loom = kvloom.open(settings=settings, home=home, progress=progress)
+    if tell is None:
+        return kvloom.open(settings=settings, home=home)
+    tell.say(f"loading the model {settings.model}")
+    loom = kvloom.open(settings=settings, home=home, progress=tell.wait)
+    tell.say("loaded")
     return loom
 
 

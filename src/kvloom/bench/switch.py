@@ -5,20 +5,21 @@ Both sides answer the same token ids, one after the other, in one run. Knows the
 
 from __future__ import annotations
 
-import random
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from kvloom.bench.compositions import CASES, FULL_PREFILL, Chain, Compositions, Step, keep_cases
 from kvloom.bench.documents import Document, Questions, documents
 from kvloom.bench.peer import Peer, PeerAnswer, require_peer
-from kvloom.bench.report import Report, Row, Teller, command, compare, load_average
+from kvloom.bench.report import Report, Row, compare
 from kvloom.bench.setting import SYSTEM, Request, open_loom, own_home, peer_settings, settings_for, setup_of
-from kvloom.session.values import ProgressCallback
+from kvloom.bench.teller import Teller
+from kvloom.errors import UsageError
 from kvloom.types import Fidelity, Usage
 
 if TYPE_CHECKING:
@@ -32,38 +33,66 @@ PLAIN, MOVING = 0, 256
 PEER = "llama.cpp server"
 WHOLE_SLOT, STEP_SLOT = "whole.bin", "step.bin"
 """Files of the peers' slots: all documents, and the step that was asked last."""
-SUBSET_SIZE = 5
-"""Documents of the eight that `subset-unseen` keeps."""
-
 FIDELITIES = (Fidelity.SPLICE, Fidelity.BLEND, Fidelity.EXACT)
 """Splice first: its phase is the one in which the peers are asked, so ours and theirs alternate."""
 
-CASES = ("full-prefill", "off", "on-seen", "insert-front", "reorder", "subset-unseen")
-
 TARGETS = {
     Fidelity.SPLICE: {
-        "full-prefill": 1.0,
+        FULL_PREFILL: 1.0,
         "off": 1.0,
         "on-seen": 1.0,
+        "subset-in-order": 1.0,
         "insert-front": 50.0,
         "reorder": 50.0,
         "subset-unseen": 30.0,
     },
-    Fidelity.BLEND: {"full-prefill": 1.0, "insert-front": 10.0, "reorder": 10.0, "subset-unseen": 10.0},
-    Fidelity.EXACT: dict.fromkeys(CASES, 0.95) | {"full-prefill": 1.0},
+    Fidelity.BLEND: {FULL_PREFILL: 1.0, "insert-front": 10.0, "reorder": 10.0, "subset-unseen": 10.0},
+    Fidelity.EXACT: {case: 0.95 for case in CASES if case != "subset-in-order"} | {FULL_PREFILL: 1.0},
 }
 """Least speedup wanted of each case."""
 
 
-class Asker(Protocol):
-    """Gives a new question each time."""
+@dataclass(frozen=True)
+class Only:
+    """What is measured: everything, or some of it. Always in the order of a whole run."""
 
-    def next(self) -> str: ...
+    cases: tuple[str, ...] = CASES
+    fidelities: tuple[Fidelity, ...] = FIDELITIES
+
+    @staticmethod
+    def of(cases: str | None, fidelities: str | None) -> Only:
+        """Names between commas; None: all. Raises UsageError, which lists the names that there are."""
+        names = _chosen("case", cases, CASES)
+        modes = _chosen("fidelity", fidelities, tuple(mode.value for mode in FIDELITIES))
+        return Only(names, tuple(Fidelity(mode) for mode in modes))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The cases and fidelities that a whole run has besides."""
+        cases = (case for case in CASES if case not in self.cases)
+        return (*cases, *(mode.value for mode in FIDELITIES if mode not in self.fidelities))
+
+    def num_measurements(self, repeats: int) -> int:
+        """The peers' are counted with the ones of the first fidelity."""
+        each = len(self.cases) * repeats
+        if FULL_PREFILL in self.cases:
+            each -= repeats - 1
+        return each * (len(self.fidelities) + 1)
+
+
+def _chosen(what: str, given: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    if given is None:
+        return known
+    names = {name.strip() for name in given.split(",")}
+    if not names <= set(known):
+        wrong = ", ".join(repr(name) for name in sorted(names - set(known)))
+        raise UsageError(f"there is no {what} {wrong}; choose among {', '.join(known)}, with commas between them")
+    return tuple(name for name in known if name in names)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much is measured. `subset`: documents that the subsets keep."""
 
     num_documents: int
     document_tokens: int
@@ -72,18 +101,8 @@ class Size:
     subset: int
 
 
-FULL = Size(num_documents=8, document_tokens=768, context=8192, repeats=2, subset=SUBSET_SIZE)
-QUICK = Size(num_documents=4, document_tokens=256, context=2048, repeats=1, subset=2)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing to do: bring the context to `target` (documents in order) and ask. Unmeasured steps set a case up."""
-
-    case: str
-    target: tuple[int, ...]
-    question: str
-    is_measured: bool = True
+FULL = Size(num_documents=8, document_tokens=768, context=8192, repeats=2, subset=5)
+QUICK = Size(num_documents=5, document_tokens=200, context=2048, repeats=1, subset=3)
 
 
 @dataclass(frozen=True)
@@ -171,37 +190,18 @@ class Desk:
         self.session.close()
 
 
-def steps_of(size: Size, repeat: int, questions: Asker) -> list[Step]:
-    """The cases of one repeat, each from the composition that the one before left. Seeded by `repeat`."""
-    draw = random.Random(f"kvloom-switch:{repeat}")
-    whole = tuple(range(size.num_documents))
-    out = whole[(repeat * 3) % len(whole)]
-    late = whole[-1 - repeat % (len(whole) - 1)]  # never the first: that would be the whole as it was
-    subset = tuple(sorted(draw.sample(whole, size.subset)))
-    without_late = tuple(index for index in whole if index != late)
-    shuffled = whole
-    while shuffled in (whole, (late, *without_late)):
-        shuffled = tuple(draw.sample(whole, len(whole)))
-    return [
-        Step("off", tuple(index for index in whole if index != out), questions.next()),
-        Step("on-seen", whole, questions.next()),
-        Step("insert-front", without_late, questions.next(), is_measured=False),
-        Step("insert-front", (late, *without_late), questions.next()),
-        Step("reorder", shuffled, questions.next()),
-        Step("subset-unseen", subset, questions.next()),
-    ]
-
-
 class Switch:
-    """One run: a loom, two peers, and the steps."""
+    """One run: a loom, two peers, and what is to be measured."""
 
-    def __init__(self, loom: Loom, size: Size, tell: Teller, peers: tuple[Peer, Peer]) -> None:
+    def __init__(self, loom: Loom, size: Size, only: Only, tell: Teller, peers: tuple[Peer, Peer]) -> None:
         self._loom = loom
         self._size = size
+        self._only = only
         self._tell = tell
         self._plain, self._moving = peers
         self._questions = Questions(loom.count, QUESTION_TOKENS, seed=1)
         self._docs = documents(loom.count, size.num_documents, size.document_tokens)
+        self._compositions = Compositions(size.num_documents, size.subset)
         self.samples = Samples()
 
     @property
@@ -209,45 +209,59 @@ class Switch:
         return [doc.num_tokens for doc in self._docs]
 
     def run(self) -> None:
-        whole = tuple(range(len(self._docs)))
-        self._full_prefill(whole)
-        for repeat in range(self._size.repeats):
-            steps = steps_of(self._size, repeat, self._questions)
-            for peer in (self._plain, self._moving):
-                peer.restore_slot(WHOLE_SLOT)
-            prompts = self._phase(FIDELITIES[0], steps, with_peers=True)
-            for fidelity in FIDELITIES[1:]:
-                again = self._phase(fidelity, steps, with_peers=False)
-                assert again == prompts, "all fidelities and the peers must see the same token ids"
+        # All cases are drawn, whatever is measured: one measured alone has the compositions that a whole run gives it.
+        repeats = [self._compositions.repeat(number, self._questions) for number in range(self._size.repeats)]
+        self._full_prefill()
+        for repeat in repeats:
+            chains = keep_cases(repeat, self._only.cases)
+            first, *others = self._only.fidelities
+            prompts = self._phase(first, chains, with_peers=True)
+            for fidelity in others:
+                if self._phase(fidelity, chains, with_peers=False) != prompts:
+                    raise AssertionError("all fidelities and the peers must see the same token ids")
 
-    def _full_prefill(self, whole: tuple[int, ...]) -> None:
-        """Nothing is known on either side. Ours is purged in between; the peers are asked once each."""
-        question = self._questions.next()
-        for fidelity in FIDELITIES:
+    def _full_prefill(self) -> None:
+        """Nothing is known on either side. Ours is purged in between; the peers are asked once each.
+
+        Where it is not to be measured, it still makes the slot from which the peers begin every case.
+        """
+        is_measured = FULL_PREFILL in self._only.cases
+        step = Step(FULL_PREFILL, self._compositions.whole, self._questions.next(), is_measured)
+        for fidelity in self._only.fidelities if is_measured else self._only.fidelities[:1]:
             for chunk in self._loom.chunks():
                 self._loom.purge(chunk.id)
             desk = Desk(self._loom, fidelity, self._docs)
-            ours = self._ask(desk, Step("full-prefill", whole, question), fidelity)
+            ours = self._ask(desk, step, fidelity)
             desk.close()
-            if fidelity is FIDELITIES[0]:
+            if fidelity is self._only.fidelities[0]:
                 answer = self._plain.complete(ours.prompt)
                 self._plain.save_slot(WHOLE_SLOT)
-                self._note_peers("full-prefill", Theirs(answer, None))
+                if is_measured:
+                    self._note_peers(FULL_PREFILL, Theirs(answer, None))
 
-    def _phase(self, fidelity: Fidelity, steps: Sequence[Step], *, with_peers: bool) -> list[tuple[int, ...]]:
-        """All steps in one session of its own; the prompts that it asked."""
+    def _phase(self, fidelity: Fidelity, chains: Sequence[Chain], *, with_peers: bool) -> list[tuple[int, ...]]:
+        """All chains in one session of its own, each from the whole; the prompts that it asked."""
         desk = Desk(self._loom, fidelity, self._docs)
         prompts = []
         try:
-            desk.session.warm()
-            for step in steps:
-                ours = self._ask(desk, step, fidelity)
-                prompts.append(ours.prompt)
-                if with_peers:
-                    self._ask_peers(step, ours.prompt)
+            for chain in chains:
+                self._start_over(desk, with_peers=with_peers)
+                for step in chain:
+                    ours = self._ask(desk, step, fidelity)
+                    prompts.append(ours.prompt)
+                    if with_peers:
+                        self._ask_peers(step, ours.prompt)
         finally:
             desk.close()
         return prompts
+
+    def _start_over(self, desk: Desk, *, with_peers: bool) -> None:
+        """All documents in their first order, on both sides: no case depends on which ones were measured before."""
+        desk.arrange(self._compositions.whole)
+        desk.session.warm()
+        if with_peers:
+            for peer in (self._plain, self._moving):
+                peer.restore_slot(WHOLE_SLOT)
 
     def _ask(self, desk: Desk, step: Step, fidelity: Fidelity) -> Ours:
         ours = desk.ask(step.target, step.question)
@@ -328,25 +342,19 @@ def _details(ours: Sequence[Ours], theirs: Sequence[Theirs]) -> dict[str, object
     return details
 
 
-def run(
-    model: str | None = None,
-    quick: bool = False,
-    progress: ProgressCallback | None = None,
-    *,
-    threads: int | None = None,
-    repeats: int | None = None,
-) -> Report:
-    """Run the benchmark. About 15 minutes on 2 cores with the default model; `quick` takes one or two."""
+def run(request: Request, cases: str | None = None, fidelity: str | None = None) -> Report:
+    """Run the benchmark, or of it only the `cases` and the fidelities named (with commas between them).
+
+    About 15 minutes on 2 cores with the default model and two repeats; `quick` takes one or two.
+    """
     require_peer()
-    request = Request(model, quick, threads, repeats, progress)
-    size = QUICK if quick else FULL
-    size = replace(size, repeats=repeats or size.repeats)
+    only = Only.of(cases, fidelity)
+    size = QUICK if request.quick else FULL
+    size = replace(size, repeats=request.repeats or size.repeats)
     settings = settings_for(request, context=size.context, blend_budget=BLEND_BUDGET)
-    sides = len(FIDELITIES) + 1
-    tell = Teller("switch", sides * (1 + size.repeats * (len(CASES) - 1)), progress)
+    tell = request.teller("switch", only.num_measurements(size.repeats))
     with own_home() as home, ExitStack() as stack:
-        tell.say("loading the model")
-        loom = stack.enter_context(open_loom(settings, home, progress))
+        loom = stack.enter_context(open_loom(settings, home, tell))
         setup = setup_of(
             loom,
             {
@@ -354,8 +362,7 @@ def run(
                 "question_tokens": QUESTION_TOKENS,
                 "blend_budget": BLEND_BUDGET,
                 "repeats": size.repeats,
-                "is_quick": quick,
-                "command": command("switch", request.options()),
+                "left_out": list(only.left_out),
             },
         )
         slots = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvloom-slots-"))
@@ -364,17 +371,25 @@ def run(
             chosen = peer_settings(loom, size.context, cache_reuse=cache_reuse, slot_save_path=slots)
             return stack.enter_context(Peer(chosen))
 
-        switch = Switch(loom, size, tell, (peer(PLAIN), peer(MOVING)))
+        switch = Switch(loom, size, only, tell, (peer(PLAIN), peer(MOVING)))
         switch.run()
-    setup |= {"document_tokens": switch.document_tokens, "load_average_at_end": load_average()}
+    setup |= {"document_tokens": switch.document_tokens, **request.closing("switch", cases=cases, fidelity=fidelity)}
+    left_out = (f"left out of this run: {', '.join(only.left_out)}.",) if only.left_out else ()
     return Report(
-        "switch", setup, tuple(rows_of(switch.samples)), columns=("edit_s", "weave_s", "question_s"), notes=NOTES
+        "switch",
+        setup,
+        tuple(rows_of(switch.samples)),
+        columns=("edit_s", "weave_s", "question_s"),
+        notes=(*left_out, *NOTES),
     )
 
 
 NOTES = (
     "ours: from before the edits to the first delta of session.stream(question); peer: from the request to the first "
     "streamed token, the same token ids, the better of cache-reuse 0 and 256 (exact: 0), RAM prompt cache on.",
-    "off: one document out. on-seen: back to the whole right after it. insert-front: a known document in front of the "
-    "seven others. reorder: all in a random order. subset-unseen: five of the eight, from the reordered context.",
+    "Every case begins with all documents in their first order on both sides, and asks a composition that was not "
+    "asked before in the run (on-seen: the whole, right after off).",
+    "off: one document out. subset-in-order: five of the eight in the first order. insert-front: a known document in "
+    "front of the seven others. reorder: all in a random order. subset-unseen: five in a random order, no part of any "
+    "order asked before.",
 )

@@ -11,12 +11,14 @@ from pathlib import Path
 from statistics import median
 
 from kvloom.bench.documents import documents
-from kvloom.bench.report import Row, Teller, compare
+from kvloom.bench.report import Row, compare
 from kvloom.bench.setting import SYSTEM, Request, open_loom, settings_for
+from kvloom.bench.teller import Teller
 from kvloom.session.probe import Probe
 
-SMALL_CONTEXT, LARGE_CONTEXT = 3_500, 56_000
-"""Windows for which 4,096 and 65,536 cells are allocated."""
+CONTEXT = 3_500
+"""A window for which 4,096 cells are allocated."""
+LARGE_CELLS = 65_536
 CHUNK_TOKENS, QUICK_CHUNK_TOKENS = 768, 128
 PLACINGS = 9
 ACTIVATION_TARGET = 1 / 1.2
@@ -31,19 +33,25 @@ WITH_CONTEXT = 8
 
 def activation_rows(request: Request, home: Path, tell: Teller) -> list[Row]:
     """The cost of bringing a known chunk to the device, at 4k and at 64k allocated cells."""
-    small, num_small = _placing(request, home, SMALL_CONTEXT)
+    small, num_small = _placing(request, home, None)
     tell.step(f"placing a chunk at {num_small} cells: {median(small):.4f} s")
-    large, num_large = _placing(request, home, LARGE_CONTEXT)
+    large, num_large = _placing(request, home, LARGE_CELLS)
     tell.step(f"placing a chunk at {num_large} cells: {median(large):.4f} s")
     extra = {"num_cells": num_large, "peer_num_cells": num_small}
     return [compare("activation", "splice", large, ("itself at 4k cells", small), ACTIVATION_TARGET, extra)]
 
 
-def _placing(request: Request, home: Path, context: int) -> tuple[list[float], int]:
-    """(seconds of each placing, cells allocated). The chunk goes off and on again, in front of another."""
+def _placing(request: Request, home: Path, num_cells: int | None) -> tuple[list[float], int]:
+    """(seconds of each placing, cells allocated). The chunk goes off and on again, in front of another.
+
+    `num_cells` beyond what the window needs: as if other sessions held the rest. None: what the window needs.
+    """
     spent = []
-    settings = settings_for(request, context=context, fidelity="splice")
+    settings = settings_for(request, context=CONTEXT, fidelity="splice")
     with open_loom(settings, home) as loom, loom.session(system=SYSTEM) as session:
+        if num_cells is not None:
+            with loom.device.lock:
+                loom.device.resize(num_cells)
         size = QUICK_CHUNK_TOKENS if request.quick else CHUNK_TOKENS
         chunks = [loom.load_text(doc.text, name=doc.name).id for doc in documents(loom.count, 3, size)]
         session.activate(*chunks)

@@ -31,7 +31,7 @@ class Left(Generic[Key]):
 
 @dataclass
 class _State(Generic[Key]):
-    """One manifest. `back`: what it brought back, with what was said of that before: enough to step over it and back."""
+    """One manifest. `back`: what it brought back, with what was said of that before, so that one can step back."""
 
     parent: Key | None
     operation: str

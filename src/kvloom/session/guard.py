@@ -78,8 +78,8 @@ class MemoryGuard:
         name, guard = worst
         raise MemoryPressureError(
             f"{name} is full: {guard.used_bytes / MIB:,.0f} of {guard.total_bytes / MIB:,.0f} MiB are used, and above "
-            f"{self._thresholds.critical:.0%} new work is refused; nothing is lost. End other programs, or open a smaller "
-            "model or context; it goes on by itself once memory is free"
+            f"{self._thresholds.critical:.0%} new work is refused; nothing is lost. End other programs, or open a "
+            "smaller model or context; it goes on by itself once memory is free"
         )
 
     def take_notices(self) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ class MemoryGuard:
         return f"the window went from {before} to {session.window} tokens{said}; /undo takes it back"
 
     def _release(self) -> list[str]:
-        """Snapshots without inference, then the cells. A reply under way is not killed: its cells stay until its end."""
+        """Snapshots without inference, then the cells; those of a reply under way stay until its end."""
         for session in self._loom.open_sessions():
             session.snapshot_now("memory is critically short")
         self._loom.device.lock.acquire()

@@ -14,14 +14,14 @@ from kvloom.kv.disk import DiskCoding, DiskTier
 from kvloom.kv.ram import RamTier
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
-from kvloom.model.fingerprint import HashCache, file_sha256, model_fingerprint
 from kvloom.memory.probe import read_memory
 from kvloom.memory.sizing import Sizing
+from kvloom.model.fingerprint import HashCache, file_sha256, model_fingerprint
 from kvloom.model.header import read_header, shard_paths
 from kvloom.model.pull import ensure_model
 from kvloom.model.registry import find_model
 from kvloom.session.loom import Loom
-from kvloom.session.pool import num_cells as num_cells
+from kvloom.session.pool import num_cells
 from kvloom.session.sizing import demand_of, opening_window, reading_for
 from kvloom.session.values import Progress, ProgressCallback
 from kvloom.types import Fidelity, ModelFingerprint

@@ -1,4 +1,4 @@
-"""`bench switch`: compositions are what they are said to be, and the peer is compared at its best."""
+"""`bench switch`: the context is what each step asks for, the peer is compared at its best, a part can be measured."""
 
 from __future__ import annotations
 
@@ -9,23 +9,13 @@ import pytest
 import kvloom
 from kvloom.bench.documents import Document
 from kvloom.bench.peer import PeerAnswer
-from kvloom.bench.switch import FULL, QUICK, Desk, Ours, Samples, Size, Theirs, rows_of, steps_of
+from kvloom.bench.switch import Desk, Only, Ours, Samples, Theirs, rows_of
+from kvloom.errors import UsageError
 from kvloom.session.loom import Loom
 from kvloom.types import Fidelity, Usage
 from tests.tiny_gguf import TinyModel, write_tiny
 
 DOCS = [Document(f"{letter}.txt", f"document {letter * 5}\n", 20) for letter in "abcd"]
-
-
-class Numbered:
-    """Questions that need no tokenizer."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def next(self) -> str:
-        self.asked += 1
-        return f"question {self.asked}"
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +24,6 @@ def loom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
     model = write_tiny(folder / "tiny.gguf", TinyModel(context=2048))
     with kvloom.open(model=model, context=1024, home=folder / "home") as opened:
         yield opened
-
-
-@pytest.mark.parametrize("size", [FULL, QUICK])
-def test_every_case_is_the_composition_that_its_name_says(size: Size) -> None:
-    whole = tuple(range(size.num_documents))
-    for repeat in range(6):
-        steps = {step.case: step.target for step in steps_of(size, repeat, Numbered()) if step.is_measured}
-        assert len(steps["off"]) == len(whole) - 1
-        assert steps["off"] == tuple(sorted(steps["off"]))
-        assert steps["on-seen"] == whole
-        assert sorted(steps["insert-front"]) == list(whole)
-        assert steps["insert-front"][0] != 0
-        assert steps["insert-front"][1:] == tuple(sorted(steps["insert-front"][1:]))
-        assert sorted(steps["reorder"]) == list(whole)
-        assert steps["reorder"] not in (whole, steps["insert-front"])
-        assert len(steps["subset-unseen"]) == size.subset
-
-
-def test_each_step_asks_a_new_question() -> None:
-    questions = Numbered()
-    asked = [step.question for repeat in range(3) for step in steps_of(FULL, repeat, questions)]
-    assert len(set(asked)) == len(asked)
 
 
 def test_a_desk_brings_the_context_to_each_composition(loom: Loom) -> None:
@@ -103,6 +71,23 @@ def test_ours_stands_beside_the_better_setting_and_exact_beside_the_exact_one() 
     assert rows["splice"].speedup == 4.0
     assert rows["splice"].peer == "llama.cpp server, cache-reuse 0 or 256"
     assert rows["exact"].peer == "llama.cpp server, cache-reuse 0"
+
+
+def test_a_part_is_measured_in_the_order_of_the_whole_and_says_what_is_missing() -> None:
+    only = Only.of("subset-unseen, off", "exact,splice")
+    assert only.cases == ("off", "subset-unseen")
+    assert only.fidelities == (Fidelity.SPLICE, Fidelity.EXACT)
+    assert only.left_out == (
+        "full-prefill", "on-seen", "subset-in-order", "insert-front", "reorder", "blend",
+    )  # fmt: skip
+    assert only.num_measurements(3) == 2 * 3 * (2 + 1)
+    assert Only.of(None, None).left_out == ()
+
+
+@pytest.mark.parametrize(("cases", "fidelity"), [("reordered", None), (None, "splice,fast"), ("", None)])
+def test_an_unknown_part_is_refused_with_the_names_that_there_are(cases: str | None, fidelity: str | None) -> None:
+    with pytest.raises(UsageError, match=r"choose among .*(subset-in-order|blend)"):
+        Only.of(cases, fidelity)
 
 
 def ours(seconds: float) -> Ours:

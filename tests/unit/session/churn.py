@@ -133,9 +133,9 @@ class Churn:
             self.chat.recall(self._random.choice(lines).ref)
 
     def cancel(self) -> None:
-        with self.chat.stream("a question that nobody waits for", max_tokens=20) as stream:
-            with suppress(StopIteration):
-                next(stream)
+        stream = self.chat.stream("a question that nobody waits for", max_tokens=20)
+        with stream, suppress(StopIteration):
+            next(stream)
 
     def restart(self) -> None:
         session = self.chat.id

@@ -46,7 +46,7 @@ def fake_settings(context: int = 2048, **values: object) -> Settings:
 
 def fake_loom(home: Path, engine: FakeEngine | None = None, **values: object) -> Loom:
     settings = fake_settings(**values)  # type: ignore[arg-type]
-    engine = engine or FakeEngine(num_cells=settings.context + 1024)
+    engine = engine or FakeEngine(num_cells=(settings.context or 0) + 1024)
     return join(engine, settings, home, ("fake", Path("fake.gguf")))
 
 

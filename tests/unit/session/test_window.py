@@ -227,7 +227,7 @@ def test_a_destructive_step_is_preceded_by_a_snapshot_of_its_own(loom: Loom) -> 
     chat.clear()
     (automatic,) = chat.snapshots()
     assert (automatic.is_auto, automatic.reason, automatic.num_turns) == (True, "before clear", 2)
-    assert [message.content for message in chat.snapshot_messages(automatic.id)][0].startswith("turn number 0")
+    assert next(message.content for message in chat.snapshot_messages(automatic.id)).startswith("turn number 0")
 
 
 def test_only_the_newest_automatic_snapshots_stay_and_those_of_a_person_all(tmp_path: Path) -> None:

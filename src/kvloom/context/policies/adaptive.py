@@ -1,7 +1,7 @@
 """The adaptive policy: what stays is what has to do with the question, then what is recent; turns come back.
 
-Each turn scores `relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`. The newest turn, pins and the summary always
-stay. Then turns are taken by score while they fit, those that left before among them.
+Each turn scores `relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`. The newest turn, pins and the summary
+always stay. Then turns are taken by score while they fit, those that left before among them.
 """
 
 from __future__ import annotations
