@@ -198,7 +198,7 @@ def test_the_picker_filters_previews_restores_and_leaves(start: Start) -> None:
     first = watched.until(lambda screen: "Esc leaves" in screen and "ropes" in selected(screen))
     rows = [line for line in first.splitlines() if "restore" in line and "tokens" in line]
     assert [row.split()[-1] for row in rows] == ["ropes", "tides", "whales"]
-    assert all("turns" in row and "KiB" in row and "just now" in row for row in rows)
+    assert all("turn" in row and "KiB" in row for row in rows), rows
     assert "user: question about ropes" in first
     child.send("\x1b[B")
     below = watched.until(lambda screen: "tides" in selected(screen))
