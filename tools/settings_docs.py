@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ByteSize
+from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from kvloom.config import Settings
@@ -99,7 +99,14 @@ def _kind(kind: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if issubclass(kind, Enum):
         return ", ".join(f"`{one.value}`" for one in kind)
-    names = {bool: "`true`, `false`", int: "whole number", float: "number", str: "text", ByteSize: "size"}
+    names = {
+        bool: "`true`, `false`",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        ByteSize: "size",
+        SecretStr: "text",
+    }
     return names[kind]
 
 

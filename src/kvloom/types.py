@@ -282,7 +282,8 @@ class Usage:
 
     reused: already on the device; loaded: placed from RAM, disk or remote (`rotated_tokens` of them at another
     position than they were computed at); computed: prefilled for this reply. Beside these: `recomputed_tokens` were
-    computed again in place (blend), `dropped_tokens` left the device, padding is counted nowhere.
+    computed again in place (blend), `dropped_tokens` left the device, padding is counted nowhere. `is_estimate`: nobody
+    has counted the tokens (an endpoint that does not say).
     """
 
     prompt_tokens: int
@@ -297,3 +298,4 @@ class Usage:
     ttft_s: float
     weave_s: float = 0.0
     total_s: float = 0.0
+    is_estimate: bool = False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,8 @@ def serve(settings: Mapping[str, Any]) -> None:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type(settings["flash_attn"])
     params.n_cache_reuse = settings["cache_reuse"]
     params.cache_ram_mib = settings["cache_ram_mib"]
-    params.slot_save_path = settings["slot_save_path"]
+    # The server puts a file's name right behind this: without the separator the files would lie beside the folder.
+    params.slot_save_path = os.path.join(settings["slot_save_path"], "") if settings["slot_save_path"] else ""  # noqa: PTH118
     params.n_gpu_layers = 0
     params.fit_params = False
     params.ui = False

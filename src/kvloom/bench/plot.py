@@ -238,5 +238,6 @@ PICTURES: Mapping[str, Picture] = {
     "restart": _speedups,
     "fidelity": _fidelity,
     "decode": _decode,
+    "room": _speedups,
     "codecs": _codecs,
 }

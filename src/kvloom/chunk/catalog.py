@@ -300,6 +300,18 @@ class Catalog:
         sql = f"SELECT chunk_id, model, part, entry_id FROM entries WHERE chunk_id = ?{condition} ORDER BY model, part"
         return tuple(_entry_record(row) for row in self._db.rows(sql, values))
 
+    def entries_by_chunk(self, model: ModelFingerprint) -> dict[ChunkId, list[EntryId]]:
+        """The entries of every chunk under one model, by part."""
+        found: dict[ChunkId, list[EntryId]] = {}
+        sql = "SELECT chunk_id, entry_id FROM entries WHERE model = ? ORDER BY chunk_id, part"
+        for chunk, entry in self._db.rows(sql, (model,)):
+            found.setdefault(ChunkId(chunk), []).append(EntryId(entry))
+        return found
+
+    def sources(self) -> dict[str, str]:
+        """The path of every name that came from a file."""
+        return dict(self._db.rows("SELECT name, path FROM names WHERE path IS NOT NULL"))
+
     def all_entries(self) -> set[EntryId]:
         """Every entry that holds a part of some chunk, under any model."""
         return {EntryId(row[0]) for row in self._db.rows("SELECT DISTINCT entry_id FROM entries")}

@@ -16,7 +16,7 @@ from kvloom.cli.kept_view import ledger_table, messages_text, snapshots_table
 from kvloom.cli.registry import Result, known
 from kvloom.cli.standing import read_standing
 from kvloom.cli.stats_view import stats_view
-from kvloom.errors import SnapshotError, UsageError
+from kvloom.errors import EngineUnsupportedError, SnapshotError, UsageError
 from kvloom.session.compression import STRATEGIES
 from kvloom.session.values import CompressionEstimate, CompressionResult
 
@@ -64,7 +64,12 @@ def stats(chat: Chat) -> Result:
 
 
 def prompt(chat: Chat) -> Result:
-    text, tokens = chat.session.prompt(), chat.session.tokens()
+    """What the model sees; without token ids where another server has them."""
+    text = chat.session.prompt()
+    try:
+        tokens = chat.session.tokens()
+    except EngineUnsupportedError:
+        return Result({"text": text, "tokens": None}, text)
     return Result({"text": text, "tokens": tokens}, text)
 
 
@@ -89,6 +94,8 @@ def size(chat: Chat, text: str) -> Result:
     if not found and text != AUTOMATIC:
         raise UsageError(f"a window is a number of tokens (16384, 16k) or {AUTOMATIC}, got {text!r}")
     wanted = int(re.sub("[_,]", "", found[1])) * (THOUSAND if found[2] else 1) if found else None
+    if notice := chat.session.resize_notice(wanted):
+        chat.options.output.note(notice)
     before, after = chat.session.window, chat.session.resize(wanted)
     used = chat.session.usage().used
     moved = "stays at" if after == before else f"{amounts.tokens(before)} →"

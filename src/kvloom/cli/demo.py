@@ -67,7 +67,7 @@ class DemoReport:
     """Everything that was run. `load_s`: computing the KV of all files, once.
 
     `restart_kl` is that of the next token after the restart against before it. Where it is not identical to the bit,
-    the same rows lie in other cells and are added up in another order.
+    what the demo did before lies in other cells than after a restart (docs/concepts.md).
     """
 
     model: str

@@ -97,7 +97,10 @@ def _greeting(chat: Chat) -> str:
     status, turns = chat.loom.status(), len(chat.session.history())
     name = chat.session.name or chat.session.id
     resumed = f", {turns} turns" if turns else ""
+    sizing = chat.loom.sizing
+    warning = f"! {sizing.warning}\n" if sizing is not None and sizing.warning else ""
     return (
+        f"{warning}"
         f"{status.model} · window {amounts.tokens(chat.session.window)} tokens · {chat.session.fidelity.value} · "
         f"session {name}{resumed}\n/load FILE adds a file, /help lists the commands, Ctrl-D leaves"
     )

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
@@ -64,7 +64,13 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    model: str = Field(DEFAULT_MODEL, min_length=1, description="path to a GGUF, registry id or user/repo[:quant]")
+    model: str = Field(
+        DEFAULT_MODEL,
+        min_length=1,
+        description="path to a GGUF, registry id, user/repo[:quant], http://host:port/v1#name or ollama:NAME",
+    )
+    remote_key: SecretStr | None = Field(None, description="key of an endpoint that is named as the model; never shown")
+    remote_timeout_s: float = Field(600.0, gt=0, description="an endpoint may be silent for so many seconds")
     context: int | None = Field(None, ge=64, description="window of a session, in tokens; default: automatic")
     context_auto: bool = Field(True, description="automatic window: ask memory; else take context_target as it is")
     context_target: int = Field(16384, ge=64, description="automatic window: as large as this where memory allows")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
-from kvloom.errors import NothingToUndoError
+from kvloom.errors import ContextOverflowError, NothingToUndoError
 from kvloom.session.budget import Budget, Fitted
 from kvloom.session.desk import Desk
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import ReplyOptions, ReplyStream
-from kvloom.session.turn import Finished, Question, TurnRunner
+from kvloom.session.turn import Finished, Question
 from kvloom.session.values import Delta, ProgressCallback, Reply, Warmed
 from kvloom.types import F32Array, Fidelity
 
@@ -36,7 +36,7 @@ class Asking:
         self._loom = loom
         self._desk = desk
         self._budget = budget
-        self.runner = TurnRunner(loom, desk.history.id, desk.cancel, desk.history.next_ordinal)
+        self.runner = loom.runner(desk.history.id, desk.cancel, desk.history)
         self._has_said_fidelity = bool(desk.manifest.turns)
         self.after_turn: Callable[[], tuple[str, ...]] = tuple
         """What a finished turn sets off; notices for its reply."""
@@ -115,7 +115,23 @@ class Asking:
         self._desk.cancel.clear()
         self._get_ready()
         fitted = self._fit(text, manifest, options.max_tokens)
+        try:
+            done = yield from self._run(operation, fitted, options, progress)
+        except ContextOverflowError:
+            if self._loom.counts_exactly or self._budget.policy_name(manifest) == "stop":
+                raise
+            # An endpoint counts more than was estimated. The estimate has learned that; nothing was said yet.
+            fitted = self._fit(text, manifest, options.max_tokens)
+            done = yield from self._run(operation, fitted, options, progress)
+        sampled = done.sampled
+        notices = (*filter(None, (fitted.notice(),)), *done.notices, *self._notices(), *self.after_turn())
+        notices += self._loom.guard.take_notices()
+        left, back = (tuple(dict.fromkeys(s.ref for s in slots)) for slots in (fitted.left, fitted.back))
+        return Reply(sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, notices, left, back)
 
+    def _run(
+        self, operation: str, fitted: Fitted, options: ReplyOptions, progress: ProgressCallback | None
+    ) -> Generator[Delta, None, Finished]:
         def commit(manifest: Manifest, record: TurnRecord) -> None:
             if fitted.operation:
                 # What left is a state of its own: undo takes the turn back first, then this.
@@ -125,14 +141,9 @@ class Asking:
 
         run = self.runner.run(fitted.question, fitted.max_tokens, options, progress, commit)
         try:
-            done = yield from self._followed(run)
+            return (yield from self._followed(run))
         finally:
             run.close()
-        sampled = done.sampled
-        notices = (*filter(None, (fitted.notice(),)), *self._notices(), *self.after_turn())
-        notices += self._loom.guard.take_notices()
-        left, back = (tuple(dict.fromkeys(s.ref for s in slots)) for slots in (fitted.left, fitted.back))
-        return Reply(sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, notices, left, back)
 
     def _get_ready(self) -> None:
         """Raises MemoryPressureError while new work is refused, EngineMemoryError where the cells cannot be had."""

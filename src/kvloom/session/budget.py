@@ -5,7 +5,8 @@ Writes the next manifest, runs nothing. Every question passes here before any wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -94,13 +95,14 @@ class Budget:
         """
         window, limit, num_tokens = self.window(manifest), self.limit(manifest), manifest.num_tokens
         if num_tokens > limit and num_tokens > self._desk.manifest.num_tokens:
-            raise ContextOverflowError(
-                f"the context would hold {num_tokens} tokens, and the window of {window} leaves {limit} beside the "
-                f"reserve of {window - limit}; switch something off, or open with --context "
-                f"{num_tokens + window - limit} or more",
-                num_needed_tokens=num_tokens,
-                num_window_tokens=window,
-            )
+            with self._estimates_marked():
+                raise ContextOverflowError(
+                    f"the context would hold {num_tokens} tokens, and the window of {window} leaves {limit} beside the "
+                    f"reserve of {window - limit}; switch something off, or open with --context "
+                    f"{num_tokens + window - limit} or more",
+                    num_needed_tokens=num_tokens,
+                    num_window_tokens=window,
+                )
         return manifest.settled(dense=True) if manifest.span > limit else manifest
 
     def fit(
@@ -110,6 +112,12 @@ class Budget:
 
         Raises ContextOverflowError with the numbers and the ways out, before any work.
         """
+        with self._estimates_marked():
+            return self._fit(text, manifest, max_tokens, render, on_overflow)
+
+    def _fit(
+        self, text: str, manifest: Manifest, max_tokens: int | None, render: Render, on_overflow: Callable[[int], None]
+    ) -> Fitted:
         question = render(text, manifest)
         before = question.manifest
         window, name = self.window(manifest), self.policy_name(manifest)
@@ -159,6 +167,20 @@ class Budget:
             num_needed_tokens=head + num_question + reply,
             num_window_tokens=window,
         )
+
+    @contextmanager
+    def _estimates_marked(self) -> Iterator[None]:
+        """A refusal says where its numbers are only estimates."""
+        try:
+            yield
+        except ContextOverflowError as error:
+            if self._loom.counts_exactly:
+                raise
+            raise ContextOverflowError(
+                f"{error} (the numbers are estimates: the endpoint counts no tokens beforehand)",
+                num_needed_tokens=error.num_needed_tokens,
+                num_window_tokens=error.num_window_tokens,
+            ) from error
 
     def _need(self, text: str, manifest: Manifest, room: int, name: str) -> Need:
         settings = self._loom.settings.overflow

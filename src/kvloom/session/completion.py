@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
 from kvloom.session.reply import ReplyOptions
-from kvloom.session.turn import Patience, Question, TurnRunner
+from kvloom.session.turn import Patience, Question
 from kvloom.types import Fidelity, SessionId
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Completer:
         self._loom = loom
         self._patience = patience
         self._owner = SessionId(f"completion-{uuid.uuid4().hex[:8]}")
-        self._runner = TurnRunner(loom, self._owner, threading.Event())
+        self._runner = loom.runner(self._owner, threading.Event())
         head = loom.prompts.head(SYSTEM)
         self._manifest = Manifest(fidelity=Fidelity.EXACT, model=loom.engine.fingerprint).with_head(head, SYSTEM)
 

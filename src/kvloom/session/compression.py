@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest, Slot, Tokens
-from kvloom.errors import CancelledError, CompressionError, KvloomError, UsageError
+from kvloom.errors import (
+    CancelledError,
+    CompressionError,
+    EngineMemoryError,
+    KvloomError,
+    MemoryPressureError,
+    UsageError,
+)
 from kvloom.reduce.spans import SpanTurn
 from kvloom.reduce.summarize import Summary, SummaryRoom, summarize
 from kvloom.reduce.summarize import Watch as SummaryWatch
 from kvloom.session.completion import Completer
 from kvloom.session.history import TurnRecord
-from kvloom.session.turn import Patience, TurnRunner
+from kvloom.session.turn import Patience
 from kvloom.session.values import CompressionEstimate, CompressionResult, Progress, ProgressCallback
 from kvloom.types import SessionId
 
@@ -190,7 +197,7 @@ class Compression:
     def _build(self, span: Span, made: Made | None, patience: _GivingWay) -> None:
         """The KV of the new prefix in a sequence of its own, so that the swap finds it in RAM."""
         after = self._after(span.manifest, span, made)
-        runner = TurnRunner(self._loom, SessionId(f"compress-{self._desk.history.id}"), patience.interrupted)
+        runner = self._loom.runner(SessionId(f"compress-{self._desk.history.id}"), patience.interrupted)
         try:
             while patience.wait():
                 patience.interrupted.clear()
@@ -286,7 +293,7 @@ class Compression:
         self._desk.snapshot_before("compress")
         record = None if made is None else made.record
         self._desk.commit(f"compress {span.strategy}: {num_turns} turns", self._budget.fitting(after), record)
-        warmed = self._asking.warm(None)
+        computed = self._woven()
         return CompressionResult(
             strategy=span.strategy,
             num_turns=num_turns,
@@ -295,9 +302,16 @@ class Compression:
             summary="" if made is None else made.summary.text,
             num_pieces=0 if made is None else made.summary.num_pieces,
             is_fallback=made is not None and made.summary.is_fallback,
-            computed_tokens=warmed.computed_tokens,
+            computed_tokens=computed,
             seconds=time.perf_counter() - began,
         )
+
+    def _woven(self) -> int:
+        """Weave the new context now; tokens that had to be computed. Short of memory the next question does it."""
+        try:
+            return self._asking.warm(None).computed_tokens
+        except (MemoryPressureError, EngineMemoryError):
+            return 0
 
     def _record(self, span: Span, made: Summary) -> TurnRecord:
         history = self._desk.history

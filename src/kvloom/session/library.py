@@ -5,7 +5,8 @@ Knows no conversation; what sessions hold of a chunk is asked through `Loom`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvloom.chunk.catalog import Catalog, ChunkRecord, EntryRecord, Staleness
@@ -21,6 +22,17 @@ from kvloom.types import ALONE, ChunkId, EntryId, TierName
 
 MAX_CACHED_PARTS = 256
 """Tokenized chunks kept in memory: a chunk of 1,000 tokens takes some 40 kB."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the catalog and the device say of many chunks, read once for all of them."""
+
+    num_tokens: Mapping[ChunkId, int]
+    stale: Set[ChunkId]
+    entries: Mapping[ChunkId, Sequence[EntryId]]
+    sources: Mapping[str, str]
+    on_device: Set[EntryId]
 
 
 class Library:
@@ -94,17 +106,26 @@ class Library:
 
     def statuses(self, *, erased: bool = False) -> list[ChunkStatus]:
         """Every known chunk in the order of loading (the erased ones, if asked for)."""
-        records = self.catalog.ls(erased=erased)
-        counts = self.catalog.num_tokens(self._model)
-        stale = {item.chunk_id for item in self.catalog.stale()}
-        on_device = self._on_device()
-        return [self._status(record, counts, stale, on_device) for record in records]
+        seen = _Seen(
+            self.catalog.num_tokens(self._model),
+            {item.chunk_id for item in self.catalog.stale()},
+            self.catalog.entries_by_chunk(self._model),
+            self.catalog.sources(),
+            self._on_device(),
+        )
+        return [self._status(record, seen) for record in self.catalog.ls(erased=erased)]
 
     def status(self, chunk: ChunkId) -> ChunkStatus:
-        counts = self.catalog.num_tokens(self._model, [chunk])
         record = self.catalog.get(chunk)
-        stale = {stale.chunk_id for stale in self.catalog.stale(record.names)} if record.names else set()
-        return self._status(record, counts, stale, self._on_device())
+        sources = ((name, self.catalog.name(name).source) for name in record.names)
+        seen = _Seen(
+            self.catalog.num_tokens(self._model, [chunk]),
+            {stale.chunk_id for stale in self.catalog.stale(record.names)} if record.names else set(),
+            {chunk: [item.entry_id for item in self.catalog.entries_of(chunk, self._model)]},
+            {name: str(source.path) for name, source in sources if source is not None},
+            self._on_device(),
+        )
+        return self._status(record, seen)
 
     def entries(self, chunk: ChunkId) -> list[tuple[int, EntryId]]:
         """(part, entry) of the loaded model: each part's own entry and every exact one that was computed."""
@@ -131,6 +152,10 @@ class Library:
         for key in [key for key in self._parts if key[0] == chunk]:
             del self._parts[key]
         self._recorded = {key for key in self._recorded if key[0] != chunk}
+
+    def forget_tokens(self) -> None:
+        """Chunks are tokenized anew when they are next asked for."""
+        self._parts.clear()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -171,25 +196,16 @@ class Library:
         with device.lock:
             return {resident.entry for _, resident in device.residents()}
 
-    def _status(
-        self, record: ChunkRecord, counts: dict[ChunkId, int], stale: set[ChunkId], on_device: set[EntryId]
-    ) -> ChunkStatus:
-        entries = [item.entry_id for item in self.catalog.entries_of(record.id, self._model)]
-        num_tokens = counts.get(record.id, 0)
-        tiers = [self.tier(entry, on_device) for entry in entries]
+    def _status(self, record: ChunkRecord, seen: _Seen) -> ChunkStatus:
+        num_tokens = seen.num_tokens.get(record.id, 0)
+        tiers = [self.tier(entry, seen.on_device) for entry in seen.entries.get(record.id, ())]
         held = [tier for tier in tiers if tier is not TierName.NONE]
         kv_bytes = num_tokens * self._composer.engine.layout.token_bytes if held else 0
+        source = next((seen.sources[name] for name in record.names if name in seen.sources), "")
         return ChunkStatus(
             record.id, record.name, num_tokens, record.size_bytes, coldest(held), kv_bytes,
-            source=self._source(record.names), is_stale=record.id in stale, is_erased=record.is_erased,
+            source=source, is_stale=record.id in seen.stale, is_erased=record.is_erased,
         )  # fmt: skip
 
-    def tier(self, entry: EntryId, on_device: set[EntryId]) -> TierName:
+    def tier(self, entry: EntryId, on_device: Set[EntryId]) -> TierName:
         return TierName.DEVICE if entry in on_device else self._store.where(entry)
-
-    def _source(self, names: Sequence[str]) -> str:
-        for name in names:
-            source = self.catalog.name(name).source
-            if source is not None:
-                return str(source.path)
-        return ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from kvloom.chunk.catalog import Catalog
 from kvloom.chunk.database import Database
@@ -49,6 +49,7 @@ from kvloom.session.sizing import limits_of, reading_for
 from kvloom.session.snapshots import SnapshotStore
 from kvloom.session.status import Rates, device_status
 from kvloom.session.transfer import export_session, import_session
+from kvloom.session.turn import Runner, TurnRunner
 from kvloom.session.values import (
     Chunk,
     ChunkDetail,
@@ -64,6 +65,7 @@ from kvloom.session.values import (
     TierStatus,
     VerifyResult,
 )
+from kvloom.text.counter import TokenCount
 from kvloom.text.pieces import PromptBuilder
 from kvloom.text.preamble import alone_prefix
 from kvloom.types import ChunkId, EntryId, Fidelity, SessionId, TierName
@@ -74,6 +76,9 @@ class Loom:
 
     Every method raises LoomClosedError after `close()`.
     """
+
+    session_kind: ClassVar[type[Session]] = Session
+    """What `session` opens."""
 
     def __init__(
         self,
@@ -232,6 +237,15 @@ class Loom:
         self._check_open()
         return len(self.builder.tokenizer.content(text))
 
+    def counted(self, text: str) -> TokenCount:
+        """`count`, and whether it is only an estimate: of a model behind an endpoint that counts nothing, it is."""
+        return TokenCount(self.count(text), is_estimate=False)
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether numbers of tokens are exact, or estimates that are marked as such."""
+        return True
+
     # -- sessions -----------------------------------------------------------------------------------------------
 
     def session(
@@ -257,7 +271,7 @@ class Loom:
                 first = Manifest(fidelity=mode, model=self.engine.fingerprint)
                 first = first.with_head(self.prompts.head(text), text)
                 found = found or self.log.create(self.model_name, name or "")
-                session = Session(self, History(self.log, found, lambda: first))
+                session = self.session_kind(self, History(self.log, found, lambda: first))
                 self._sessions[found] = session
                 self._pin_entries()
                 with suppress(EngineMemoryError, UsageError):  # then it goes on in the window that there is
@@ -421,6 +435,10 @@ class Loom:
         manifest = self.prompts.adopted(manifest, records)
         mode = self.usable_fidelity(manifest.fidelity)
         return manifest if mode is manifest.fidelity else manifest.with_fidelity(mode)
+
+    def runner(self, owner: SessionId, cancel: threading.Event, history: History | None = None) -> Runner:
+        """What runs turns here; `history`: of the session whose turns they are, none for what is part of nothing."""
+        return TurnRunner(self, owner, cancel, history.next_ordinal if history is not None else lambda: 0)
 
     # -- the pool -----------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class Pool:
         """Cells for sessions of `window` tokens. Raises UsageError beyond the model's length, EngineMemoryError with
         the numbers where memory does not have them; the pool is as before then."""
         trained = self._device.engine.train_context
-        if window > trained > 0:
+        if window > max(trained, self.window) > 0:  # a person who opened it larger was warned then
             raise UsageError(
                 f"a window of {window} tokens is beyond the {trained} that the model was trained for; RoPE scaling "
                 "stretches it (settings: rope.scaling, rope.freq_scale)"

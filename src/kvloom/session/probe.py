@@ -18,6 +18,7 @@ from kvloom.context.weave import Span, composition
 from kvloom.engine.base import Logits, Run
 from kvloom.errors import EngineUnsupportedError
 from kvloom.session.composer import Composed
+from kvloom.session.turn import TurnRunner
 from kvloom.types import F32Array
 
 if TYPE_CHECKING:
@@ -119,7 +120,10 @@ class Probe:
         """The session's context, woven, and a copy of it that shares its cells."""
         device = self._loom.device
         with device.lock:
-            composed = self._session._asking.runner.compose(self._session.manifest, None)
+            runner = self._session._asking.runner
+            if not isinstance(runner, TurnRunner):
+                raise EngineUnsupportedError("only a model that is loaded here can be probed")
+            composed = runner.compose(self._session.manifest, None)
             holding = device.holding(self._session.id)
             holding.is_busy = True  # or it could be evicted for the scratch sequence
             try:

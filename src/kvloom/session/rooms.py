@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kvloom.config import Paths, Settings, create_home, load_settings, paths
 from kvloom.engine.base import Engine
+from kvloom.engine.remote.address import parse_address
 from kvloom.kv.codec import Codec
 from kvloom.kv.disk import DiskCoding, DiskTier
 from kvloom.kv.ram import RamTier
@@ -41,9 +42,10 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
     """Load a model and open a home over it. Everything that is None comes from the settings.
 
     `model`: a path to a GGUF, a registry id, `user/repo[:quant]` on the hub, or a name that Ollama or LM Studio holds;
-    it is fetched first where it is missing and `allow_fetch` (`progress` sees it). `context`: the window of a session
-    in tokens. `home`: where chunks, sessions and KV are kept. `kv_type`: f16, q8_0 or q4_0. `fidelity`: exact, blend
-    or splice. Raises ConfigError, ModelError, EngineError or StoreError, each saying what to do.
+    or a model behind HTTP: `http://host:port/v1#name`, `ollama:NAME`. A file is fetched first where it is missing and
+    `allow_fetch` (`progress` sees it). `context`: the window of a session in tokens. `home`: where chunks, sessions and
+    KV are kept. `kv_type`: f16, q8_0 or q4_0. `fidelity`: exact, blend or splice. Raises ConfigError, ModelError,
+    EngineError or StoreError, each saying what to do.
     """
     given: Mapping[str, Any] = {
         "model": None if model is None else str(model),
@@ -54,6 +56,11 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
     chosen = _settings(settings, given, home)
     where = paths(home)
     create_home(where)
+    address = parse_address(chosen.model)
+    if address is not None:
+        from kvloom.session.remote_rooms import open_remote
+
+        return open_remote(address, chosen, where, given)
 
     def on_bytes(task: str, done: int, total: int) -> None:
         if progress is not None:
@@ -84,7 +91,9 @@ def _sized(settings: Settings, path: Path) -> tuple[Settings, Sizing]:
     return settings.model_copy(update={"context": sizing.context}), sizing
 
 
-def join(engine: Engine, settings: Settings, home: Path, model: tuple[str, Path]) -> Loom:
+def join(
+    engine: Engine, settings: Settings, home: Path, model: tuple[str, Path], kind: Callable[..., Loom] = Loom
+) -> Loom:
     """A loom over an engine that is loaded already."""
     caster = getattr(engine, "row_caster", None)
     rotator = Rotator(engine.layout, engine.rope, caster)
@@ -92,7 +101,7 @@ def join(engine: Engine, settings: Settings, home: Path, model: tuple[str, Path]
     disk = DiskTier(home / "kv", settings.disk_budget_bytes, coding)
     store = TieredStore([RamTier(settings.ram_budget_bytes), disk])
     try:
-        return Loom(engine, store, rotator, settings, home, model)
+        return kind(engine, store, rotator, settings, home, model)
     except BaseException:
         store.close()
         raise

@@ -178,6 +178,7 @@ class Session:
         """A chunk out of this context and out of the list of known ones; `undo()` brings both back."""
         with self._desk.editing():
             chunk = self._known(ref)
+            self._desk.snapshot_before("erase")
             self.loom.erase(chunk)
             try:
                 self._desk.commit_always(f"erase {chunk}", self.manifest.without({chunk}))
@@ -298,6 +299,11 @@ class Session:
             self._desk.commit(f"resize {wanted}", with_window(self.manifest, wanted))
             self.loom.shrink_pool()
             return self._budget.window()
+
+    def resize_notice(self, num_tokens: int | None) -> str:
+        """What a resize would cost, to be said before it; "" where the model stays loaded."""
+        del num_tokens
+        return ""
 
     def compress(
         self, strategy: str | None = None, *, dry_run: bool = False, progress: ProgressCallback | None = None

@@ -74,6 +74,7 @@ def context_usage(loom: Loom, manifest: Manifest, owner: str, budget: Budget) ->
         fidelity=manifest.fidelity,
         policy=budget.policy_name(manifest),
         segments=tuple(segments),
+        is_estimate=not loom.counts_exactly,
     )
 
 

@@ -63,10 +63,32 @@ class _TakenAwayError(Exception):
 
 @dataclass(frozen=True)
 class Finished:
-    """A turn that is part of the session now."""
+    """A turn that is part of the session now. `notices`: what its reply has to say of how it was made."""
 
     sampled: Sampled
     usage: Usage
+    notices: tuple[str, ...] = ()
+
+
+class Runner(Protocol):
+    """Runs the turns of one session, one at a time: the embedded engine's `TurnRunner`, or a remote one's."""
+
+    def run(
+        self,
+        question: Question,
+        max_tokens: int,
+        options: ReplyOptions,
+        progress: ProgressCallback | None,
+        commit: Commit,
+    ) -> Generator[Delta, None, Finished]: ...
+
+    def warm(self, manifest: Manifest, progress: ProgressCallback | None) -> tuple[Manifest, Warmed]: ...
+
+    def complete(self, question: Question, max_tokens: int, options: ReplyOptions, patience: Patience) -> Sampled: ...
+
+    def next_logits(self, question: Question) -> F32Array: ...
+
+    def close(self) -> None: ...
 
 
 class TurnRunner:

@@ -267,7 +267,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class ContextUsage:
-    """What the window holds. used + free = capacity; `num_hole_tokens` are free positions inside the span."""
+    """What the window holds. used + free = capacity; `num_hole_tokens` are free positions inside the span.
+
+    `is_estimate`: the model is elsewhere, and nobody counts its tokens before it computes them.
+    """
 
     used: int
     capacity: int
@@ -277,6 +280,7 @@ class ContextUsage:
     fidelity: Fidelity
     policy: str
     segments: tuple[Segment, ...]
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,12 @@ class PieceTokenizer:
             offsets.append(offsets[-1] + len(self.vocabulary.token_bytes(token, special=True)))
         return tuple(offsets)
 
+    def forget(self) -> None:
+        """Nothing cached any more: the vocabulary counts otherwise now."""
+        with self._lock:
+            self._cache.clear()
+            self._num_cached = 0
+
     def _is_one_token(self, word: str) -> bool:
         return len(self._run(word, parse_special=False)) == 1
 

@@ -244,7 +244,7 @@ def test_a_home_that_cannot_be_made_is_an_error_with_a_way_out(
     assert "KVLOOM_HOME" in ran.err
 
 
-@pytest.mark.parametrize("name", ["switch", "restart", "fidelity", "decode", "codecs"])
+@pytest.mark.parametrize("name", ["switch", "restart", "fidelity", "decode", "codecs", "room"])
 def test_every_benchmark_has_a_command(name: str, kvloom: Kvloom) -> None:
     ran = kvloom("bench", name, "--help", loom=False)
     assert ran.code == 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvloom.context.policies.base import policy_names
+from kvloom.engine.fake import FakeEngine
 from kvloom.errors import (
     CompressionError,
     ContextOverflowError,
@@ -443,3 +444,14 @@ def test_a_size_of_its_own_is_there_again_when_the_session_is_resumed(tmp_path: 
     with fake_loom(tmp_path / "home", context=WINDOW) as second:
         assert second.session(id=session).window == 2048
         assert second.session().window == WINDOW
+
+
+def test_a_window_beyond_the_trained_length_works_where_it_was_opened_so(tmp_path: Path) -> None:
+    engine = FakeEngine(num_cells=2048)
+    engine.train_context = 256
+    with fake_loom(tmp_path / "home", engine, context=WINDOW) as loom:
+        chat = loom.session()
+        fill(chat, 4)
+        assert chat.usage().used > 200
+        with pytest.raises(UsageError, match="trained for"):
+            chat.resize(1024)

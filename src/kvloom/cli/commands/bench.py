@@ -52,6 +52,22 @@ def switch(
     run_bench("switch", options, request, plot, cases=cases, fidelity=fidelity)
 
 
+@app.command("room")
+@takes(BENCH)
+def room(
+    options: Options,
+    quick: QuickOption = False,
+    threads: ThreadsOption = None,
+    repeats: RepeatsOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Restore, compress, resize, and remember.
+
+    Against a full prefill of the same tokens; planted facts by policy.
+    """
+    run_bench("room", options, {"quick": quick, "threads": threads, "repeats": repeats}, plot)
+
+
 @app.command("restart")
 @takes(BENCH)
 def restart(

@@ -1,0 +1,33 @@
+"""1,000 turns in a window of 2,048 tokens under every policy: no error, no compaction loop, memory that stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kvloom.context.policies.base import policy_names
+from tests.unit.session.fakes import fake_loom
+
+TURNS = int(os.environ.get("SOAK_TURNS", "1000"))
+WARM_TURNS = TURNS // 4
+
+
+@pytest.mark.parametrize("name", [name for name in policy_names() if name != "stop"])
+def test_a_conversation_of_1000_turns_goes_on_in_constant_memory(tmp_path: Path, name: str) -> None:
+    process = psutil.Process()
+    with fake_loom(tmp_path / "home", context=2048, reserve_tokens=128, ram_budget_bytes=8_000_000) as loom:
+        chat = loom.session()
+        chat.policy = name
+        sizes = []
+        for number in range(TURNS):
+            chat.generate(f"turn {number}: {'some words ' * (number % 9)}", max_tokens=20, temperature=0.0)
+            assert chat.usage().used <= 2048
+            if number >= WARM_TURNS and number % 50 == 0:
+                chat.wait_for_compression(30)
+                sizes.append(process.memory_info().rss)
+        compressions = sum(record.op.startswith("compress") for record in loom.log.manifests(chat.id))
+    assert max(sizes) <= 1.05 * sizes[0], [size >> 20 for size in sizes]
+    assert compressions < TURNS / 4, "every compression has to make room for several turns"
