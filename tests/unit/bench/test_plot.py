@@ -62,6 +62,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"peer": "bare native loop"},
         row("plan", "", 160.0, 1.0),
     ],
+    "room": [
+        row("restore-tail-5", "splice", 120.0, 80.0) | {"peer": "full prefill"},
+        row("resize-up-and-down", "splice", 2.0, 1.0) | {"peer": "limit"},
+        row("facts-adaptive", "splice", 0.95, 0.9) | {"peer": "plain sight"},
+    ],
     "codecs": [coded("off", 1.01, 0.0), coded("lossless", 0.86, 0.0), coded("low4", 0.26, 0.01)],
 }
 SHOWN = {
@@ -69,6 +74,7 @@ SHOWN = {
     "restart": {"tail-5", "question-30", "cold prefill", "slot restore"},
     "fidelity": {"splice", "blend", "first-k", "exact", "re-batching floor"},
     "decode": {"kvloom", "llama.cpp server", "bare native loop", "decode-overhead", "plan"},
+    "room": {"restore-tail-5", "resize-up-and-down", "facts-adaptive"},
     "codecs": {"off", "lossless", "low4", "write", "read", "compute"},
 }
 
@@ -170,6 +176,7 @@ def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: p
         plot.require_plot(tmp_path / "out.svg")
 
 
+@needs_matplotlib
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be made"):
