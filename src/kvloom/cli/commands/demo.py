@@ -73,7 +73,7 @@ def report_view(report: DemoReport) -> RenderableType:
     table.add_column("top-1", justify="right")
     for row in report.rows:
         table.add_row(*_cells(row))
-    same = "identical to the bit" if report.is_restart_identical else "the same rows, added up in another order"
+    same = "identical to the bit" if report.is_restart_identical else "its rows lie in other cells now"
     words = [
         f"\n{report.model}, {report.fidelity.value}: {len(report.files)} files, "
         f"{amounts.tokens(report.num_file_tokens)} tokens, their KV computed once in {amounts.seconds(report.load_s)}; "
