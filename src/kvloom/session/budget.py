@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest, Slot, SlotKind
@@ -224,6 +224,11 @@ class Budget:
         tier = self._loom.composer.tier(slot, self._desk.history.id)
         return self._loom.rates.restore_s(tier, slot.num_tokens) or 0.0 if tier is not TierName.DEVICE else 0.0
 
+    def forget(self) -> None:
+        """Nothing of any text stays in memory: a purge may have taken one of them."""
+        index, self._index = self._index, RelevanceIndex()
+        index.close()
+
     def close(self) -> None:
         self._index.close()
 
@@ -243,8 +248,3 @@ def _counted(slots: Sequence[Slot]) -> str:
         if number
     ]
     return " and ".join(said)
-
-
-def with_window(manifest: Manifest, window: int) -> Manifest:
-    """The same context in a window of another size; 0 follows the loom's."""
-    return replace(manifest, window=window)

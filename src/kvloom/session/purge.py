@@ -44,6 +44,7 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
             freed = _remove(loom, chunk, found)
         for session in open_sessions:
             session._desk.reread()
+            session._budget.forget()
         return freed
 
 

@@ -15,7 +15,7 @@ from kvloom.context.manifest import Manifest, Slot, SlotKind
 from kvloom.context.policies.base import find_policy
 from kvloom.errors import ChunkError, ContentError, NothingToUndoError, UnknownChunkError, UsageError
 from kvloom.session.asking import Asking
-from kvloom.session.budget import Budget, with_window
+from kvloom.session.budget import Budget
 from kvloom.session.compression import Compression
 from kvloom.session.desk import Desk
 from kvloom.session.history import History
@@ -296,7 +296,7 @@ class Session:
                 )
             self.loom.ensure_window(wanted)
             self._desk.snapshot_before("resize")
-            self._desk.commit(f"resize {wanted}", with_window(self.manifest, wanted))
+            self._desk.commit(f"resize {wanted}", replace(self.manifest, window=wanted))
             self.loom.shrink_pool()
             return self._budget.window()
 

@@ -455,3 +455,15 @@ def test_a_window_beyond_the_trained_length_works_where_it_was_opened_so(tmp_pat
         assert chat.usage().used > 200
         with pytest.raises(UsageError, match="trained for"):
             chat.resize(1024)
+
+
+def test_a_purged_text_is_no_longer_known_to_the_index_of_any_session(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    secret = loom.load_text("the secret word is xylophone " * 6, name="secret")
+    chat.activate(secret.id)
+    fill(chat, 14)
+    assert "xylophone" not in [turn.user for turn in chat.history()]
+    assert secret.id in chat._budget._index.scores("xylophone"), "a full window weighs chunks, too"
+    loom.purge("secret")
+    assert not chat._budget._index.scores("xylophone")
