@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from kvloom.config import Settings
 from kvloom.config.foreign import FOREIGN_KEYS, FOREIGN_VARIABLES
-from kvloom.config.mistakes import groups_of
+from kvloom.config.mistakes import groups_of, named_groups_of
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 
@@ -95,6 +95,8 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def _kind(kind: Any) -> str:
+    if get_origin(kind) is dict:
+        return "groups by name, below"
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if issubclass(kind, Enum):
@@ -106,12 +108,15 @@ def _kind(kind: Any) -> str:
         str: "text",
         ByteSize: "size",
         SecretStr: "text",
+        Path: "path",
     }
     return names[kind]
 
 
 def default_of(field: FieldInfo) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, dict):
+        return ", ".join(f"`{name}`" for name in value)
     if value is None:
         return "–"
     if isinstance(value, ByteSize):
@@ -135,6 +140,9 @@ def render() -> str:
     for name, model in groups_of(Settings).items():
         about = " ".join((model.__doc__ or "").split())
         lines += [f"## {name}", "", about, "", *table(model, f"{name}."), ""]
+    for name, model in named_groups_of(Settings).items():
+        about = " ".join((model.__doc__ or "").split())
+        lines += [f"## {name}", "", about, "", *table(model, f"{name}.NAME."), ""]
     variables = [f"| `{variable}` | `{name}` |" for variable, name in FOREIGN_VARIABLES.items()]
     keys = [f"| `context.{'.'.join(theirs)}` | `{'.'.join(ours)}` |" for theirs, ours in FOREIGN_KEYS.items()]
     lines.append(FOREIGN.format(variables="\n".join(variables), keys="\n".join(keys)))

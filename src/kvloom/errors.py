@@ -28,6 +28,10 @@ KvloomError
 │   ├── SnapshotError           a snapshot is damaged, or of a newer version
 │   │   └── UnknownSnapshotError no snapshot of that id or title
 │   └── CompressionError        nothing could be compressed, or it gained too little; the context is as before
+├── AccountError
+│   ├── InvalidKeyError         an API key that is not known, or was revoked
+│   ├── UnknownKeyError         no API key of that id or name
+│   └── QuotaExceededError      a key's limit has no room for the request; carries the numbers
 ├── MemoryPressureError         memory is critically short: new work is refused, nothing is lost
 ├── LoomClosedError             the loom was closed
 ├── CancelledError              a running generation was cancelled (the context is as before the turn)
@@ -168,6 +172,49 @@ class UnknownSnapshotError(SnapshotError):
 
 class CompressionError(SessionError):
     """Nothing could be compressed, or it gained too little; the context is as it was before."""
+
+
+class AccountError(KvloomError):
+    """Something about an API key or its limits."""
+
+
+class InvalidKeyError(AccountError):
+    """The API key is not known, or was revoked."""
+
+
+class UnknownKeyError(AccountError):
+    """No API key has that id or name."""
+
+
+class QuotaExceededError(AccountError):
+    """One of a key's limits has no room for the request, and nothing was reserved.
+
+    `limit_name`, `limit` and `remaining` say which one and how much of it is free. `retry_after_s`: the earliest moment
+    at which the request may pass; None: never, it is larger than the limit. `is_spent`: a day's quota is used up, so
+    that asking again soon makes no sense.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit_name: str,
+        limit: int,
+        remaining: int,
+        retry_after_s: float | None,
+        is_spent: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.limit_name = limit_name
+        self.limit = limit
+        self.remaining = remaining
+        self.retry_after_s = retry_after_s
+        self.is_spent = is_spent
+
+    @property
+    def should_retry(self) -> bool:
+        """Whether the same request may pass after a wait that a program would take."""
+        return self.retry_after_s is not None and not self.is_spent
 
 
 class MemoryPressureError(KvloomError):

@@ -45,13 +45,17 @@ class Fidelity(Enum):
 
 
 class TierName(Enum):
-    """Where an entry's bytes live, from warm to cold. NONE: it would have to be computed."""
+    """Where an entry's bytes live, from warm to cold. NONE: it would have to be computed.
+
+    UNKNOWN: the model runs behind an endpoint, and what its server keeps of the KV it does not say.
+    """
 
     DEVICE = "device"
     RAM = "ram"
     DISK = "disk"
     REMOTE = "remote"
     NONE = "none"
+    UNKNOWN = "unknown"
 
 
 class KVType(Enum):
@@ -266,7 +270,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. `temperature` 0 is greedy. None takes the model's own default."""
+    """How the next token is chosen. `temperature` 0 is greedy. None takes the model's own default.
+
+    `presence_penalty` and `frequency_penalty`: what is taken from the logit of a token that the reply holds already,
+    once and for each time. `logit_bias`: (token, what is added to its logit). `grammar`: what the reply must be, as
+    `kvloom.engine.grammar` reads it; "" leaves it free.
+    """
 
     temperature: float | None = None
     top_k: int | None = None
@@ -274,6 +283,10 @@ class SamplingParams:
     min_p: float | None = None
     repeat_penalty: float | None = None
     seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = ""
 
 
 @dataclass(frozen=True)

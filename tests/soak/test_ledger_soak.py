@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.unit.session.churn import Churn
 
 STEPS = int(os.environ.get("SOAK_STEPS", "100000"))
-STEPS_OF_ONE = 1000
+STEPS_OF_ONE = 500
 """Steps of one session: the check behind each step looks at all that was ever given to it."""
 
 

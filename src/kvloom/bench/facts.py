@@ -26,11 +26,14 @@ class Fact:
 
 
 def facts(number: int) -> list[Fact]:
-    """The first `number` facts; always the same. At most one for each name."""
-    draw = random.Random("kvloom-facts")
+    """The first `number` facts; always the same. Raises ValueError above one for each name and thing."""
+    names, draw = _NAMES.split(), random.Random("kvloom-facts")
+    if number > len(names) * len(_THINGS):
+        raise ValueError(f"{number} facts: there are {len(names) * len(_THINGS)}")
     found = []
-    for place, name in enumerate(_NAMES.split()[:number]):
-        thing, code = _THINGS[place % len(_THINGS)], str(draw.randint(1000, 9999))
+    for place in range(number):
+        rounds, index = divmod(place, len(names))
+        name, thing, code = names[index], _THINGS[(place + rounds) % len(_THINGS)], str(draw.randint(1000, 9999))
         found.append(
             Fact(
                 f"The access code of {name}'s {thing} is {code}.",

@@ -104,6 +104,10 @@ class Peer:
         self.load_s = time.perf_counter() - began
 
     @property
+    def url(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

@@ -239,5 +239,6 @@ PICTURES: Mapping[str, Picture] = {
     "fidelity": _fidelity,
     "decode": _decode,
     "room": _speedups,
+    "snapshots": _speedups,
     "codecs": _codecs,
 }

@@ -115,6 +115,13 @@ def read_text(text: str, *, name: str = "text", max_bytes: int = MAX_CONTENT_BYT
     return Content(content_id(data), data, decode_content(data), encoding)
 
 
+def read_bytes(data: bytes, *, name: str, max_bytes: int = MAX_CONTENT_BYTES, repair: bool = False) -> Content:
+    """Content of bytes that came from elsewhere under a label. Raises ContentError as `read_file` does."""
+    if len(data) > max_bytes:
+        raise ContentError(f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or raise the limit")
+    return _content(data, name, None, repair)
+
+
 def content_id(data: bytes) -> ChunkId:
     """The id of a chunk with these exact bytes."""
     return ChunkId(hashlib.sha256(data).hexdigest())
@@ -178,7 +185,7 @@ def _stamp(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _content(data: bytes, label: str, source: Source, repair: bool) -> Content:
+def _content(data: bytes, label: str, source: Source | None, repair: bool) -> Content:
     _check_is_text(data, label)
     try:
         text = decode_content(data)

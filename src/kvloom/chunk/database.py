@@ -21,7 +21,8 @@ from kvloom.errors import StoreError, StoreFullError, StoreReadOnlyError
 DATABASE_NAME = "catalog.sqlite3"
 _BUSY_TIMEOUT_S = 10.0
 """Longest wait for another process. Its transactions are short: more means that it hangs."""
-_CACHE_KIB = 16 * 1024
+_CACHE_KIB = 4 * 1024
+"""Pages that a connection keeps: it fills them in a long conversation, whatever it needs."""
 _READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 

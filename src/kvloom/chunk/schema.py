@@ -111,4 +111,22 @@ CREATE TABLE snapshots (
 CREATE INDEX snapshots_by_session ON snapshots (session_id, number);
 """
 
-MIGRATIONS: tuple[str, ...] = (_V1, _V2)
+_V3 = """
+CREATE TABLE rates (
+    model      TEXT NOT NULL,
+    setting    TEXT NOT NULL,
+    place_s    REAL,
+    compute_s  REAL,
+    updated_s  REAL NOT NULL,
+    PRIMARY KEY (model, setting)
+) WITHOUT ROWID;
+CREATE TABLE engines (
+    model      TEXT NOT NULL,
+    setting    TEXT NOT NULL,
+    body       TEXT NOT NULL,
+    updated_s  REAL NOT NULL,
+    PRIMARY KEY (model, setting)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3)

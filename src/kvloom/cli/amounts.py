@@ -11,8 +11,9 @@ SHORT_ID_DIGITS = 12
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def tokens(count: int) -> str:
-    return f"{count:,}"
+def tokens(count: int, *, is_estimate: bool = False) -> str:
+    """`~` marks a number that nobody has counted."""
+    return f"~{count:,}" if is_estimate else f"{count:,}"
 
 
 def size(num_bytes: int) -> str:

@@ -16,7 +16,7 @@ MIN_TREND_TURNS = 3
 
 @dataclass(frozen=True)
 class TierShare:
-    """What of a context lies in one tier; NONE is still to be computed."""
+    """What of a context lies in one tier; NONE is still to be computed, UNKNOWN is the endpoint's business."""
 
     tier: TierName
     num_tokens: int

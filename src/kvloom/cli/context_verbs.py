@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
 from kvloom.cli.context_stats import context_stats
-from kvloom.cli.context_view import attention, context_rows, context_view
+from kvloom.cli.context_view import attention, context_rows, context_view, used_tokens
 from kvloom.cli.kept_view import ledger_table, messages_text, snapshots_table
 from kvloom.cli.registry import Result, known
 from kvloom.cli.standing import read_standing
 from kvloom.cli.stats_view import stats_view
-from kvloom.errors import EngineUnsupportedError, SnapshotError, UsageError
+from kvloom.errors import CancelledError, EngineUnsupportedError, SnapshotError, UsageError
 from kvloom.session.compression import STRATEGIES
 from kvloom.session.values import CompressionEstimate, CompressionResult
 
@@ -34,11 +34,10 @@ THOUSAND = 1024
 
 
 def policies() -> tuple[str, ...]:
-    """The names that the settings know."""
-    from kvloom.config import OverflowSettings
+    """The names of all policies that there are."""
+    import kvloom
 
-    names, _none = get_args(OverflowSettings.model_fields["policy"].annotation)
-    return get_args(names)
+    return kvloom.policies()
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -77,7 +76,7 @@ def here(chat: Chat, what: str) -> Result:
     """Which session the chat is in now."""
     usage, turns = chat.session.usage(), len(chat.session.history())
     data = {"id": chat.session.id, "name": chat.session.name, "num_turns": turns, "used": usage.used}
-    view = f"{what} {name_of(chat)}: {turns} turns, {amounts.tokens(usage.used)} tokens used, {usage.fidelity.value}"
+    view = f"{what} {name_of(chat)}: {turns} turns, {used_tokens(usage)} tokens used, {usage.fidelity.value}"
     return Result(data, view)
 
 
@@ -97,12 +96,10 @@ def size(chat: Chat, text: str) -> Result:
     if notice := chat.session.resize_notice(wanted):
         chat.options.output.note(notice)
     before, after = chat.session.window, chat.session.resize(wanted)
-    used = chat.session.usage().used
+    usage = chat.session.usage()
     moved = "stays at" if after == before else f"{amounts.tokens(before)} →"
-    view = (
-        f"window {moved} {amounts.tokens(after)} tokens, {amounts.tokens(used)} used{_undoable(chat, after != before)}"
-    )
-    return Result({"window": after, "window_before": before, "used": used}, view)
+    view = f"window {moved} {amounts.tokens(after)} tokens, {used_tokens(usage)} used{_undoable(chat, after != before)}"
+    return Result({"window": after, "window_before": before, "used": usage.used}, view)
 
 
 def policy(chat: Chat, name: str) -> Result:
@@ -168,16 +165,16 @@ def clear(chat: Chat, words: Sequence[str]) -> Result:
         raise UsageError(f"a turn is given by its number, got {wrong[0]!r}; without a number everything is cleared")
     turns = [int(word) for word in words]
     chat.session.clear(turns or None)
-    used = chat.session.usage().used
+    usage = chat.session.usage()
     what = f"turn{'s' if len(turns) > 1 else ''} {', '.join(words)}" if turns else "chunks and turns"
-    view = f"cleared {what}; {amounts.tokens(used)} tokens used{_undoable(chat)}"
-    return Result({"turns": turns, "used": used}, view)
+    view = f"cleared {what}; {used_tokens(usage)} tokens used{_undoable(chat)}"
+    return Result({"turns": turns, "used": usage.used}, view)
 
 
 def undo(chat: Chat) -> Result:
     what = chat.session.undo()
-    used = chat.session.usage().used
-    return Result({"undone": what, "used": used}, f"undone: {what}; {amounts.tokens(used)} tokens used")
+    usage = chat.session.usage()
+    return Result({"undone": what, "used": usage.used}, f"undone: {what}; {used_tokens(usage)} tokens used")
 
 
 # -- snapshots --------------------------------------------------------------------------------------------------------
@@ -208,11 +205,15 @@ def restore(chat: Chat, ref: str) -> Result:
             return Result({"restored": None, "snapshots": found}, _which_one(chat, found))
         chosen = chat.pick(found, chat.session.snapshot_messages)
         if chosen is None:
-            return Result({"restored": None}, "nothing was restored")
+            return Result({"restored": None}, "no snapshot was chosen; nothing was changed, the context is as before")
         ref = chosen.id
     taken = chat.session.restore(ref)
-    chat.warm()
-    view = f"restored {taken.id} ({taken.title or 'untitled'}): {_held(taken)}{_undoable(chat)}"
+    try:
+        chat.warm()
+        placed = ""
+    except CancelledError:  # the conversation is back already
+        placed = "; interrupted while its KV was placed: the next question does that"
+    view = f"restored {taken.id} ({taken.title or 'untitled'}): {_held(taken)}{placed}{_undoable(chat)}"
     return Result({"restored": taken, "used": chat.session.usage().used}, view)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvloom.cli import amounts
-from kvloom.cli.panels import TIER_STYLES, tier_text
+from kvloom.cli.panels import NO_BYTES, TIER_STYLES, tier_text
 from kvloom.cli.standing import AutoCompress, Standing
 from kvloom.session.values import ContextUsage, LoomStatus, Segment
 from kvloom.types import TierName
@@ -34,7 +34,7 @@ KIND_STYLES = {"head": "magenta", "chunk": "cyan", "turn": "green"}
 class Row:
     """A line of the context view: one segment, or all parts of a split chunk together.
 
-    `mark` stands for the row in the map. `restore_s` is None where nothing was measured yet.
+    `mark` stands for the row in the map. `restore_s` is None where nothing was measured yet, or nobody can tell.
     """
 
     mark: str
@@ -52,9 +52,10 @@ class Row:
     kv_bytes: int
     restore_s: float | None
     traces: tuple[str, ...]
+    is_estimate: bool
 
 
-_COLDNESS = (TierName.DEVICE, TierName.RAM, TierName.DISK, TierName.REMOTE, TierName.NONE)
+_COLDNESS = (TierName.DEVICE, TierName.RAM, TierName.DISK, TierName.REMOTE, TierName.NONE, TierName.UNKNOWN)
 
 
 def context_rows(segments: Sequence[Segment]) -> list[Row]:
@@ -99,6 +100,7 @@ def _row(mark: str, parts: Sequence[Segment]) -> Row:
         kv_bytes=sum(part.kv_bytes for part in parts),
         restore_s=None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs),
         traces=tuple(dict.fromkeys(str(trace) for part in parts for trace in part.traces)),
+        is_estimate=any(part.is_estimate for part in parts),
     )
 
 
@@ -119,17 +121,26 @@ def _header(usage: ContextUsage, status: LoomStatus, session_name: str) -> Table
     header.add_column()
     header.add_row("Model", Text(amounts.printable(f"{status.model} · {status.engine}")))
     header.add_row("Session", Text(amounts.printable(f"{session_name} · {usage.fidelity.value}")))
-    used = f"{amounts.tokens(usage.used)} / {amounts.tokens(usage.capacity)} tokens"
+    used = f"{used_tokens(usage)} / {amounts.tokens(usage.capacity)} tokens"
+    free = amounts.tokens(usage.free, is_estimate=usage.is_estimate)
     header.add_row(
         "Context",
-        f"{used} ({amounts.share(usage.used, usage.capacity)}) · free {amounts.tokens(usage.free)}, "
+        f"{used} ({amounts.share(usage.used, usage.capacity)}) · free {free}, "
         f"of it reserve {amounts.tokens(min(usage.reserve, usage.free))}"
         + (f" · holes {amounts.tokens(usage.num_hole_tokens)}" if usage.num_hole_tokens else ""),
     )
+    if not status.kv_type:  # an endpoint's model: none of its KV is ours
+        header.add_row("KV", "at the endpoint: what it keeps of this context is not known here")
+        return header
     header.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)} used")
     tiers = (f"{tier.tier.value} {amounts.size(tier.used_bytes)}" for tier in status.tiers)
     header.add_row("KV", " · ".join((status.kv_type, *tiers)))
     return header
+
+
+def used_tokens(usage: ContextUsage) -> str:
+    """What the context takes, marked where that is an estimate."""
+    return amounts.tokens(usage.used, is_estimate=usage.is_estimate)
 
 
 def _add_standing(header: Table, usage: ContextUsage, standing: Standing) -> None:
@@ -201,18 +212,19 @@ def _rows_table(usage: ContextUsage, rows: Sequence[Row]) -> Table:
             Text(row.mark, style=KIND_STYLES.get(row.kind, "")),
             Text(amounts.printable(row.name or row.kind)),
             amounts.short_id(row.ref) if row.kind == "chunk" else "",
-            amounts.tokens(row.num_tokens),
+            amounts.tokens(row.num_tokens, is_estimate=row.is_estimate),
             amounts.positions(row.start, row.stop) if row.is_active else "–",
             Text(tier_text(row.tier), style=TIER_STYLES[row.tier]),
-            amounts.size(row.kv_bytes) if row.tier is not TierName.NONE else "–",
+            amounts.size(row.kv_bytes) if row.tier not in NO_BYTES else "–",
             "–" if row.tier is TierName.DEVICE else "?" if row.restore_s is None else amounts.seconds(row.restore_s),
             flags(row),
             style=style,
         )
     table.add_section()
-    table.add_row("", "used", "", amounts.tokens(usage.used), "", "", "", "", "")
+    table.add_row("", "used", "", used_tokens(usage), "", "", "", "", "")
     reserve = min(usage.reserve, usage.free)
-    table.add_row(FREE, "free", "", amounts.tokens(usage.free - reserve), "", "", "", "", "", style="dim")
+    free = amounts.tokens(usage.free - reserve, is_estimate=usage.is_estimate)
+    table.add_row(FREE, "free", "", free, "", "", "", "", "", style="dim")
     table.add_row(RESERVE, "reserve for the reply", "", amounts.tokens(reserve), "", "", "", "", "", style="dim")
     return table
 
@@ -233,6 +245,8 @@ def attention(usage: ContextUsage) -> list[str]:
     if stale:
         lines.append(f"changed on disk since it was loaded: {', '.join(dict.fromkeys(stale))}; /reload takes it in")
     lines += trace_notes(usage)
+    if usage.is_estimate:
+        lines.append("numbers of tokens with ~ are estimates: the endpoint counts none before it computes them")
     return lines
 
 

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from kvloom.cli.commands import (
     ask,
+    batch,
     bench,
     chat,
     checkup,
@@ -22,8 +23,10 @@ from kvloom.cli.commands import (
     context,
     demo,
     fit,
+    keys,
     memory,
     models,
+    serve,
     sessions,
     truncate,
 )
@@ -46,11 +49,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (chat, ask, demo, truncate, models, fit, memory, checkup):
+for module in (chat, ask, demo, truncate, models, fit, memory, checkup, serve, batch):
     module.register(app)
 app.add_typer(chunks.app, name="chunks")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(context.app, name="context")
+app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
 
 

@@ -18,7 +18,7 @@ import typer
 from kvloom.cli.output import Output
 
 if TYPE_CHECKING:
-    from kvloom.config import Paths
+    from kvloom.config import Paths, Settings
     from kvloom.session.loom import Loom
     from kvloom.session.values import ProgressCallback
 
@@ -57,13 +57,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 class Options:
     """The shared options as they were given; None where the settings decide."""
 
-    model: str | None = None
-    context: int | None = None
-    home: Path | None = None
-    kv_type: str | None = None
-    fidelity: str | None = None
-    policy: str | None = None
-    json: bool = False
+    model: ModelOption = None
+    context: ContextOption = None
+    home: HomeOption = None
+    kv_type: KvTypeOption = None
+    fidelity: FidelityOption = None
+    policy: PolicyOption = None
+    json: JsonOption = False
 
     @property
     def output(self) -> Output:
@@ -78,6 +78,17 @@ class Options:
     def open_loom(self, progress: ProgressCallback | None = None, model: str | None = None) -> Loom:
         """The loom that these options name; `model` in place of the given one."""
         import kvloom
+
+        return kvloom.open(settings=self.settings(model), home=self.home, progress=progress)
+
+    def open_stored(self, progress: ProgressCallback | None = None) -> Loom:
+        """The same without loading the model, for looking at what is stored; with it where that cannot be."""
+        from kvloom.session.stored import open_stored
+
+        return open_stored(self.settings(), self.home) or self.open_loom(progress)
+
+    def settings(self, model: str | None = None) -> Settings:
+        """The settings with these options over them."""
         from kvloom.config import load_settings
 
         given = {
@@ -87,23 +98,13 @@ class Options:
             "fidelity": self.fidelity,
             "overflow": {"policy": self.policy},
         }
-        return kvloom.open(settings=load_settings(given, home=self.home), home=self.home, progress=progress)
+        return load_settings(given, home=self.home)
 
     @property
     def is_interactive(self) -> bool:
         """Whether a person sits at a terminal."""
         return sys.stdin.isatty() and sys.stdout.isatty() and not self.json
 
-
-_ANNOTATIONS: dict[str, Any] = {
-    "model": ModelOption,
-    "context": ContextOption,
-    "home": HomeOption,
-    "kv_type": KvTypeOption,
-    "fidelity": FidelityOption,
-    "policy": PolicyOption,
-    "json": JsonOption,
-}
 
 LOOM = ("model", "context", "home", "kv_type", "fidelity", "json")
 """For commands that load a model."""
@@ -117,9 +118,12 @@ HOME = ("home", "json")
 JSON_ONLY = ("json",)
 
 
-def takes(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command these shared options; it gets them as one `Options` in its first parameter."""
-    defaults = {field.name: field.default for field in fields(Options)}
+def takes(
+    names: tuple[str, ...], kind: type[Options] = Options
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command these shared options, fields of `kind`; it gets them as one object in its first parameter."""
+    annotations = get_type_hints(kind, include_extras=True)
+    defaults = {field.name: field.default for field in fields(kind)}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
@@ -129,7 +133,7 @@ def takes(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..
         ]
         shared = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=_ANNOTATIONS[name]
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotations[name]
             )
             for name in names
         ]
@@ -137,7 +141,7 @@ def takes(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..
 
         @functools.wraps(command)
         def wrapper(**given: Any) -> None:
-            options = Options(**{name: given.pop(name) for name in names})
+            options = kind(**{name: given.pop(name) for name in names})
             command(options, **given)
 
         signature = inspect.Signature([*keyword_only, *shared])

@@ -20,27 +20,32 @@ TIER_STYLES = {
     TierName.DISK: "blue",
     TierName.REMOTE: "blue",
     TierName.NONE: "red",
+    TierName.UNKNOWN: "dim",
 }
+
+NO_BYTES = (TierName.NONE, TierName.UNKNOWN)
+"""Tiers in which there is nothing of ours to be counted in bytes."""
 
 
 def tier_text(tier: TierName) -> str:
     """A tier as the views name it."""
-    return "to compute" if tier is TierName.NONE else tier.value
+    return {TierName.NONE: "to compute", TierName.UNKNOWN: "at the endpoint"}.get(tier, tier.value)
 
 
 def usage_line(usage: Usage) -> str:
     """One line about a reply: where its prompt came from, and how fast it was."""
+    is_rough = usage.is_estimate
     loaded = f"{amounts.tokens(usage.loaded_tokens)} loaded"
     if usage.rotated_tokens:
         loaded += f" ({amounts.tokens(usage.rotated_tokens)} rotated)"
-    computed = f"{amounts.tokens(usage.computed_tokens)} computed"
+    computed = f"{amounts.tokens(usage.computed_tokens, is_estimate=is_rough)} computed"
     if usage.recomputed_tokens:
         computed += f" (and {amounts.tokens(usage.recomputed_tokens)} again in place)"
     parts = [
-        f"prompt {amounts.tokens(usage.prompt_tokens)} = "
+        f"prompt {amounts.tokens(usage.prompt_tokens, is_estimate=is_rough)} = "
         f"{amounts.tokens(usage.reused_tokens)} reused + {loaded} + {computed}",
         f"first token {amounts.seconds(usage.ttft_s)}",
-        f"{amounts.tokens(usage.completion_tokens)} tokens{_rate(usage)}",
+        f"{amounts.tokens(usage.completion_tokens, is_estimate=is_rough)} tokens{_rate(usage)}",
         usage.fidelity.value,
     ]
     if usage.dropped_tokens:
@@ -70,7 +75,7 @@ def chunks_table(chunks: Sequence[ChunkStatus]) -> RenderableType:
         table.add_row(
             amounts.short_id(chunk.id),
             Text(amounts.printable(chunk.name)),
-            amounts.tokens(chunk.num_tokens),
+            amounts.tokens(chunk.num_tokens, is_estimate=chunk.is_estimate),
             amounts.size(chunk.size_bytes),
             amounts.size(chunk.kv_bytes) if chunk.kv_bytes else "–",
             Text(tier_text(chunk.tier), style=TIER_STYLES[chunk.tier]),
@@ -88,8 +93,10 @@ def chunk_view(detail: ChunkDetail) -> RenderableType:
     grid.add_row("Id", status.id)
     grid.add_row("Name", Text(amounts.printable(status.name)))
     grid.add_row("Source", Text(amounts.printable(status.source or "–")))
-    grid.add_row("Size", f"{amounts.size(status.size_bytes)}, {amounts.tokens(status.num_tokens)} tokens")
-    grid.add_row("KV", f"{tier_text(status.tier)}, {amounts.size(status.kv_bytes)}")
+    num_tokens = amounts.tokens(status.num_tokens, is_estimate=status.is_estimate)
+    grid.add_row("Size", f"{amounts.size(status.size_bytes)}, {num_tokens} tokens")
+    held = "" if status.tier in NO_BYTES else f", {amounts.size(status.kv_bytes)}"
+    grid.add_row("KV", f"{tier_text(status.tier)}{held}")
     grid.add_row("References", f"{detail.num_references} session{'' if detail.num_references == 1 else 's'}")
     flags_ = [word for word, on in (("stale", status.is_stale), ("erased", status.is_erased)) if on]
     if flags_:
@@ -111,7 +118,7 @@ def chunk_view(detail: ChunkDetail) -> RenderableType:
         table.add_row(
             str(part.part),
             amounts.short_id(part.entry),
-            amounts.tokens(part.num_tokens),
+            amounts.tokens(part.num_tokens, is_estimate=status.is_estimate),
             tier_text(part.tier),
             amounts.size(part.kv_bytes),
             amounts.tokens(part.num_cells),

@@ -106,8 +106,11 @@ def _cut(text: str) -> str:
 
 
 def pick_snapshot(snapshots: Sequence[Snapshot], read_messages: ReadMessages) -> Snapshot | None:
-    """Takes the screen until one is chosen; None where the person leaves."""
-    return picker(Choice(snapshots, read_messages)).run()
+    """Takes the screen until one is chosen; None where the person leaves, by a key or by an interrupt from outside."""
+    try:
+        return picker(Choice(snapshots, read_messages)).run()
+    except (KeyboardInterrupt, EOFError):  # nothing is chosen before Enter, so nothing is lost
+        return None
 
 
 def picker(choice: Choice) -> Application[Snapshot | None]:

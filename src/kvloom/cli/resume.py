@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvloom.cli.output import jsonable
 from kvloom.cli.registry import did_you_mean
@@ -20,7 +20,13 @@ MIN_PREFIX_DIGITS = 6
 """Hex digits of a session's id that may stand for it: as for chunks."""
 
 
-def find_session(loom: Loom, ref: str) -> SessionInfo:
+class HasSessions(Protocol):
+    """What lists stored sessions: a loom, or a home without one."""
+
+    def sessions(self) -> list[SessionInfo]: ...
+
+
+def find_session(loom: HasSessions, ref: str) -> SessionInfo:
     """The session of that id, name, or prefix of an id. Raises UnknownSessionError with near names,
     UsageError where several fit.
     """

@@ -45,6 +45,8 @@ class Standing:
 
 def read_standing(loom: Loom, session: Session) -> Standing:
     """As things are now. Computes nothing and costs no context."""
+    from kvloom.session.stored import StoredLoom
+
     picture, settings, usage = loom.memory(), loom.settings.compression, session.usage()
     is_guarded = loom.settings.guard.enabled
     host = () if picture.host is None else (picture.host,)
@@ -52,7 +54,8 @@ def read_standing(loom: Loom, session: Session) -> Standing:
     return Standing(
         memory=memory,
         guard=loom.guard.level.value if is_guarded else GUARD_OFF,
-        safe_limit_tokens=loom.guard.safe_limit() if is_guarded else None,
+        # Where the model is not loaded, the memory that it will take is free still: no number could be right.
+        safe_limit_tokens=loom.guard.safe_limit() if is_guarded and not isinstance(loom, StoredLoom) else None,
         interventions=tuple(notice.text for notice in loom.guard.notices),
         num_snapshots=len(session.snapshots()),
         auto_compress=auto_compress(session, usage.policy, is_on=settings.enabled and settings.background),

@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kvloom.cli import amounts
-from kvloom.cli.context_stats import ContextStats
-from kvloom.cli.panels import tier_text
+from kvloom.cli.context_stats import ContextStats, TierShare
+from kvloom.cli.context_view import used_tokens
+from kvloom.cli.panels import NO_BYTES, tier_text
 from kvloom.session.values import ContextUsage, LoomStatus
 
 
@@ -19,24 +20,28 @@ def stats_view(usage: ContextUsage, status: LoomStatus, stats: ContextStats) -> 
     grid.add_column()
     grid.add_row(
         "Used",
-        f"{amounts.tokens(usage.used)} of {amounts.tokens(usage.capacity)} tokens "
-        f"({amounts.share(usage.used, usage.capacity)}), free {amounts.tokens(usage.free)}, "
+        f"{used_tokens(usage)} of {amounts.tokens(usage.capacity)} tokens "
+        f"({amounts.share(usage.used, usage.capacity)}), "
+        f"free {amounts.tokens(usage.free, is_estimate=usage.is_estimate)}, "
         f"of it reserve {amounts.tokens(min(usage.reserve, usage.free))}, "
         f"holes {amounts.tokens(usage.num_hole_tokens)}",
     )
     grid.add_row("Turns", turns_text(stats))
-    shares = (
-        f"{tier_text(share.tier)} {amounts.tokens(share.num_tokens)} tokens ({amounts.size(share.kv_bytes)})"
-        for share in stats.tiers
-    )
+    shares = (_share_text(share, is_estimate=usage.is_estimate) for share in stats.tiers)
     grid.add_row("It lies", " · ".join(shares) or "nowhere: it is empty")
+    outside = amounts.tokens(stats.num_ledger_tokens, is_estimate=usage.is_estimate)
     grid.add_row(
         "Ledger",
-        f"{amounts.tokens(stats.num_ledger_tokens)} tokens in {stats.num_ledger_lines} lines are not in the prompt; "
+        f"{outside} tokens in {stats.num_ledger_lines} lines are not in the prompt; "
         f"{stats.compression_ratio:.0%} of what was given is",
     )
     _add_engine(grid, status)
     return grid
+
+
+def _share_text(share: TierShare, *, is_estimate: bool) -> str:
+    held = "" if share.tier in NO_BYTES else f" ({amounts.size(share.kv_bytes)})"
+    return f"{tier_text(share.tier)} {amounts.tokens(share.num_tokens, is_estimate=is_estimate)} tokens{held}"
 
 
 def turns_text(stats: ContextStats) -> str:
@@ -54,8 +59,10 @@ def turns_text(stats: ContextStats) -> str:
 def _add_engine(grid: Table, status: LoomStatus) -> None:
     grid.add_row("Model", Text(amounts.printable(f"{status.model} ({status.model_path})")))
     grid.add_row("Fingerprint", amounts.short_id(status.fingerprint))
-    grid.add_row("Trained for", f"{amounts.tokens(status.train_context)} tokens")
-    grid.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)}")
+    trained = f"{amounts.tokens(status.train_context)} tokens" if status.train_context else "not known"
+    grid.add_row("Trained for", trained)
+    if status.kv_type:
+        grid.add_row("Cells", f"{amounts.tokens(status.used_cells)} / {amounts.tokens(status.num_cells)}")
     for tier in status.tiers:
         limit = f" of {amounts.size(tier.budget_bytes)}" if tier.budget_bytes is not None else ""
         entries = f"{amounts.tokens(tier.num_entries)} entries, {amounts.size(tier.used_bytes)}{limit}"

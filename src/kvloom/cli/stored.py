@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kvloom.cli.chat import Chat, open_for_chat
+from kvloom.cli.chat import DEFAULT_POLICY, Chat, open_for_chat
 from kvloom.cli.resume import resume
 from kvloom.cli.screen import TextScreen
 
 if TYPE_CHECKING:
     from kvloom.cli.options import Options
+    from kvloom.session.loom import Loom
+    from kvloom.session.values import ProgressCallback
 
 GROUP = "kvloom context"
 
@@ -33,12 +35,21 @@ class StoredChat(Chat):
         """Nothing: what was placed would go with the process."""
 
 
+def open_stored(options: Options, progress: ProgressCallback) -> Loom:
+    """What the home holds, with the policy of conversations; the model is loaded only where the home does not know
+    it."""
+    loom = options.open_stored(progress)
+    loom.policy = loom.settings.overflow.policy or DEFAULT_POLICY
+    return loom
+
+
 @contextmanager
-def stored_chat(options: Options, ref: str | None) -> Iterator[StoredChat]:
-    """The session of that name or id, or the one used last. Raises UnknownSessionError."""
+def stored_chat(options: Options, ref: str | None, *, needs_model: bool = True) -> Iterator[StoredChat]:
+    """The session of that name or id, or the one used last. Without its model where that is not needed; what needs it
+    after all raises ModelNeededError then. Raises UnknownSessionError."""
     output = options.output
     with output.progress() as progress:
-        loom = open_for_chat(options, progress)
+        loom = open_for_chat(options, progress) if needs_model else open_stored(options, progress)
     with loom:
         chat = StoredChat(options, loom, resume(loom, ref), TextScreen(output, echoes=False))
         chat.words = f" --session {shlex.quote(ref)}" if ref else ""

@@ -111,7 +111,7 @@ def _toolbar(chat: Chat) -> str:
     with suppress(KvloomError):
         usage = chat.session.usage()
         chunks = {s.ref for s in usage.segments if s.kind == "chunk" and s.is_active}
-        used = f"{amounts.tokens(usage.used)} / {amounts.tokens(usage.capacity)} tokens"
+        used = f"{amounts.tokens(usage.used, is_estimate=usage.is_estimate)} / {amounts.tokens(usage.capacity)} tokens"
         busy = " · summing up old turns" if chat.session.is_compressing else ""
         level = chat.loom.guard.level.value
         busy += "" if level == CALM else f" · memory {level}"

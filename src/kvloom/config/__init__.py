@@ -5,31 +5,46 @@ A wrong name or value is a `ConfigError` that says where it stands and which val
 
 from __future__ import annotations
 
+from kvloom.config.document import Document, Location, read_document
 from kvloom.config.folders import Paths, create_home, paths
 from kvloom.config.groups import (
     CompressionSettings,
     GuardSettings,
     OverflowSettings,
+    PolicyName,
+    QuotaTier,
     RopeSettings,
     SamplingSettings,
+    ServerSettings,
     SnapshotSettings,
 )
-from kvloom.config.settings import DEFAULT_MODEL, DiskCompression, Settings, load_settings
+from kvloom.config.mistakes import explain_in
+from kvloom.config.names import nearest
+from kvloom.config.settings import DEFAULT_MODEL, DEFAULT_TIER, DiskCompression, Settings, load_settings
 from kvloom.config.threads import default_threads
 
 __all__ = [
     "DEFAULT_MODEL",
+    "DEFAULT_TIER",
     "CompressionSettings",
     "DiskCompression",
+    "Document",
     "GuardSettings",
+    "Location",
     "OverflowSettings",
     "Paths",
+    "PolicyName",
+    "QuotaTier",
     "RopeSettings",
     "SamplingSettings",
+    "ServerSettings",
     "Settings",
     "SnapshotSettings",
     "create_home",
     "default_threads",
+    "explain_in",
     "load_settings",
+    "nearest",
     "paths",
+    "read_document",
 ]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kvloom.config.document import Location, parse_document, read_text
 from kvloom.config.foreign import FOREIGN_GROUP, FOREIGN_KEYS, converted, leaves, names_beside
 from kvloom.config.names import nearest
 from kvloom.errors import ConfigError
-
-Location = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -28,40 +25,21 @@ class ConfigFile:
 
 def read_config_file(path: Path) -> ConfigFile:
     """The file's values; empty where there is no file. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    text = read_text(path)
+    if text is None:
         return ConfigFile(path)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
+    document = parse_document(path, text)
+    values = document.values
     if values is None:
         return ConfigFile(path)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{path}, line 1: expected settings as `name: value`, one to a line")
-    return _translated(ConfigFile(path, _named(values), dict(_line_numbers(node, ()))))
+    return _translated(ConfigFile(path, _named(values), document.lines))
 
 
 def _named(values: Any) -> Any:
     """The values with every key a text, so that a number for a name is an unknown name and not a puzzle."""
     return {str(k): _named(v) for k, v in values.items()} if isinstance(values, dict) else values
-
-
-def _line_numbers(node: Any, prefix: Location) -> Iterator[tuple[Location, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            where = (*prefix, str(key.value))
-            yield where, key.start_mark.line + 1
-            yield from _line_numbers(value, where)
 
 
 def _translated(file: ConfigFile) -> ConfigFile:

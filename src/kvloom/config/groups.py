@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kvloom.types import SamplingParams
@@ -112,6 +113,55 @@ class GuardSettings(_Group):
                 "hysteresis", "soft",
             )  # fmt: skip
         return self
+
+
+class QuotaTier(_Group):
+    """What a key of a tier may use. `null` is no limit. Windows slide: the limit holds in every hour and every day."""
+
+    tokens_per_second: int | None = Field(1000, gt=0, description="tokens a second that a key gets in the long run")
+    burst_tokens: int = Field(
+        60_000, gt=0, description="tokens at once beyond tokens_per_second; a larger request never passes"
+    )
+    tokens_per_hour: int | None = Field(1_000_000, gt=0, description="tokens in any 3,600 seconds")
+    tokens_per_day: int | None = Field(10_000_000, gt=0, description="tokens in any 24 hours")
+    requests_per_hour: int | None = Field(10_000, gt=0, description="requests in any 3,600 seconds")
+    concurrent_requests: int | None = Field(32, gt=0, description="requests that run or wait at once")
+
+
+class ServerSettings(_Group):
+    """The HTTP server: where it listens, how much runs at once, and what a request may be."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; others than loopback need keys")
+    port: int = Field(9632, ge=0, le=65535, description="0 takes a free one")
+    slots: int = Field(8, ge=1, le=200, description="replies that run at once")
+    queue_size: int = Field(64, ge=0, description="replies that wait for a slot; more are refused with 503")
+    queue_timeout_s: float = Field(300.0, gt=0, description="longest wait for a slot")
+    reuse: Literal["off", "exact", "blend", "splice"] = Field(
+        "exact", description="text known as a chunk is recognised in plain requests, and its KV is placed so"
+    )
+    max_body_bytes: ByteSize = Field(ByteSize(8 * 1024**2), ge=1024, description="largest body of a request")
+    max_upload_bytes: ByteSize = Field(ByteSize(4 * 1024**2), ge=1, description="largest text uploaded as a chunk")
+    max_header_bytes: ByteSize = Field(ByteSize(32 * 1024), ge=1024, description="largest headers of a request")
+    max_json_depth: int = Field(64, ge=4, le=200, description="deepest nesting of a request's JSON")
+    max_messages: int = Field(2048, ge=1, description="messages of a conversation, or prompts of a request")
+    max_choices: int = Field(16, ge=1, le=128, description="replies of one request: `n` times its prompts")
+    max_stops: int = Field(16, ge=1, description="stop texts of a request")
+    max_stop_chars: int = Field(1024, ge=1, description="characters of a stop text")
+    max_logit_bias: int = Field(1024, ge=0, description="entries of `logit_bias`")
+    max_tools: int = Field(64, ge=0, description="functions of a request")
+    session_idle_s: float = Field(
+        300.0, gt=0, description="a session that nobody asks for so long is closed; all is kept"
+    )
+    stalled_client_s: float = Field(60.0, gt=0, description="a client that reads nothing for so long is given up")
+    models: Path | None = Field(None, description="registry file of the models to serve; default: the one model")
+    models_memory_bytes: ByteSize | None = Field(
+        None, description="most memory of all loaded models, as forecast; default: up to the guard's soft limit"
+    )
+    idle_unload_s: float = Field(
+        900.0, ge=0, description="a model of several that nobody asks for so long is unloaded; 0: never"
+    )
+    drain_timeout_s: float = Field(30.0, ge=0, description="replies that run at the end may go on for so long")
+    log_format: Literal["text", "json"] = Field("text", description="one line per request, without its content")
 
 
 def contradiction(message: str, *names: str) -> PydanticCustomError:

@@ -9,11 +9,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from kvloom.config.file import ConfigFile, Location
+from kvloom.config.document import Document, Location
+from kvloom.config.file import ConfigFile
 from kvloom.config.foreign import FOREIGN_VARIABLES
 from kvloom.config.names import closest, nearest
 from kvloom.errors import ConfigError
@@ -62,12 +63,26 @@ def groups_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     return {name: kind for name, kind in types.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
 
+def named_groups_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The fields that hold groups under names of the user's own, with what such a group is."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        kind = get_args(field.annotation)[1] if get_origin(field.annotation) is dict else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found[name] = kind
+    return found
+
+
 def valid_names(model: type[BaseModel], prefix: Location = ()) -> list[str]:
     """The names of a model's settings, or of those in the group at `prefix`; none where there is no such group."""
-    for name in prefix:
+    names = iter(prefix)
+    for name in names:
         group = groups_of(model).get(name)
         if group is None:
-            return []
+            group = named_groups_of(model).get(name)
+            # The next part of the place is the name that the user gave.
+            if group is None or next(names, None) is None:
+                return []
         model = group
     return list(model.model_fields)
 
@@ -94,6 +109,18 @@ def explain(item: Any, model: type[BaseModel], origins: Origins) -> str:
     if group := valid_names(model, location):
         return f"{where}: `{name}` is a group; expected {', '.join(group)} below it, got {item['input']!r}"
     return f"{where}: `{name}`: {item['msg']}, got {item['input']!r}{_meant(item)}"
+
+
+def explain_in(item: Any, model: type[BaseModel], document: Document, prefix: Location) -> str:
+    """The same for a document that is no settings file, and a `model` whose values stand there at `prefix`."""
+    location = tuple(str(part) for part in item["loc"])
+    where, name = document.where((*prefix, *location)), ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return f"{where}: there is no setting `{name}`; {nearest(location[-1], valid_names(model, location[:-1]))}"
+    if item["type"] == "missing":
+        return f"{where}: `{name}` is missing"
+    shown = f"`{name}`: " if name else ""
+    return f"{where}: {shown}{item['msg']}, got {item['input']!r}{_meant(item)}"
 
 
 def _meant(item: Any) -> str:

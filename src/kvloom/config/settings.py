@@ -24,8 +24,10 @@ from kvloom.config.groups import (
     CompressionSettings,
     GuardSettings,
     OverflowSettings,
+    QuotaTier,
     RopeSettings,
     SamplingSettings,
+    ServerSettings,
     SnapshotSettings,
     contradiction,
 )
@@ -35,6 +37,7 @@ from kvloom.errors import ConfigError
 from kvloom.types import Fidelity, KVType
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b"
+DEFAULT_TIER = "default"
 GIB = 1024**3
 MIB = 1024**2
 
@@ -85,12 +88,23 @@ class Settings(BaseSettings):
     n_gpu_layers: int = Field(-1, ge=-1, description="layers on the GPU; -1: all, where the build has a GPU")
     threads: int | None = Field(None, ge=1, le=512, description="default: the physical cores this process may use")
     max_sequences: int = Field(32, ge=4, le=255, description="native sequences: sessions and scratch space share them")
+    pool_tokens: int = Field(
+        0,
+        ge=0,
+        description="native cells that all share, where memory has them; 0: a window, in a server one for each slot",
+    )
     ram_budget_bytes: ByteSize = Field(ByteSize(2 * GIB), description="entries kept in RAM")
     disk_budget_bytes: ByteSize = Field(ByteSize(32 * GIB), description="entries kept on disk")
+    model_disk_bytes: ByteSize | None = Field(
+        None, description="of those on disk, one model's; default: no limit beside disk_budget_bytes"
+    )
     disk_compression: DiskCompression = Field(DiskCompression.OFF, description="how entries are packed on disk")
     system: str = Field("You are a helpful assistant.", description="system prompt of new sessions")
     reserve_tokens: int = Field(
         1024, ge=0, description="tokens of the window kept free for the reply; never more than a quarter"
+    )
+    tiers: dict[str, QuotaTier] = Field(
+        default_factory=lambda: {DEFAULT_TIER: QuotaTier()}, description="limits of the server's keys, by tier"
     )
     rope: RopeSettings = Field(default_factory=RopeSettings, description="RoPE overrides")
     sampling: SamplingSettings = Field(default_factory=SamplingSettings, description="how replies are drawn")
@@ -100,11 +114,17 @@ class Settings(BaseSettings):
     )
     snapshots: SnapshotSettings = Field(default_factory=SnapshotSettings, description="what is kept to go back to")
     guard: GuardSettings = Field(default_factory=GuardSettings, description="what happens when memory runs short")
+    server: ServerSettings = Field(default_factory=ServerSettings, description="`kvloom serve`")
 
     @field_validator("model")
     @classmethod
     def _strip(cls, value: str) -> str:
         return value.strip()
+
+    @field_validator("tiers")
+    @classmethod
+    def _with_the_default_tier(cls, value: dict[str, QuotaTier]) -> dict[str, QuotaTier]:
+        return {DEFAULT_TIER: QuotaTier(), **value}
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> Self:

@@ -1,12 +1,12 @@
-"""The device's books: which native sequence holds which rows, and who owns it. Knows no text, tier or session.
+"""The device's books: which native sequence holds which rows, who owns it, and who may compute how much more.
 
-Everything on the device is a cache: whatever is dropped here can be placed again from a tier or computed again.
+Knows no text, tier or session. Everything on the device is a cache: whatever is dropped here can be placed again from
+a tier or computed again.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -14,9 +14,11 @@ from itertools import pairwise
 import numpy as np
 
 from kvloom.context.plan import Resident
-from kvloom.engine.base import Engine, PlacedRows
+from kvloom.engine.base import Engine, PlacedRows, Run
+from kvloom.engine.batcher import Batcher
+from kvloom.engine.turnstile import Turnstile
 from kvloom.errors import EngineMemoryError, EngineUnsupportedError
-from kvloom.types import EntryId, I32Array, KVRows, SequenceId
+from kvloom.types import EntryId, F32Array, I32Array, KVRows, SequenceId
 
 PADDING_CELLS = 64
 """Cells that a padded prefill may take for a moment (`Capabilities.prefill_quantum` rows)."""
@@ -24,13 +26,19 @@ PADDING_CELLS = 64
 
 @dataclass
 class Holding:
-    """What one sequence holds, for one owner. Scratch sequences have no owner and are never evicted."""
+    """What one sequence holds, for one owner. Scratch sequences have no owner and are never evicted.
+
+    `num_promised`: tokens that it may hold in the end, while it is at work; their cells are nobody else's.
+    `gives_way`: work in the background, which stops soon where others wait.
+    """
 
     sequence: SequenceId
     owner: str
     residents: dict[int, Resident] = field(default_factory=dict)
     is_busy: bool = False
     used: int = 0
+    num_promised: int = 0
+    gives_way: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -38,11 +46,15 @@ class Holding:
 
 
 class Device:
-    """Hands out sequences and cells of one engine. Every call needs `lock`, which is re-entrant."""
+    """Hands out sequences and cells of one engine. Every call needs `lock`, which is re-entrant.
+
+    `decode` lets others pass while it computes: behind it, only what is at work (`is_busy`) is sure to be as it was.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.lock = threading.RLock()
+        self.lock = Turnstile()
+        self.batcher = Batcher(engine, self.lock)
         # The last sequence is the engine's own, for padding.
         self._free = [SequenceId(i) for i in reversed(range(engine.capabilities.max_sequences - 1))]
         self._holdings: dict[SequenceId, Holding] = {}
@@ -55,7 +67,7 @@ class Device:
             if owner and holding.owner == owner:
                 holding.used = self._clock
                 return holding
-        holding = Holding(self._take(), owner, used=self._clock)
+        holding = Holding(self._take(), owner, is_busy=not owner, used=self._clock)
         self._holdings[holding.sequence] = holding
         return holding
 
@@ -67,6 +79,32 @@ class Device:
             yield holding.sequence
         finally:
             self.release(holding)
+
+    def decode(self, runs: Sequence[Run], owner: Holding) -> list[F32Array | None]:
+        """`Engine.decode` for an owner, in steps that are shared with others; who came first is served first."""
+        return self.batcher.decode(runs, owner.used)
+
+    def promise(self, holding: Holding, num_tokens: int) -> None:
+        """Keep cells for `num_tokens` tokens in all in `holding`, until it is no longer at work.
+
+        Evicts idle owners and lets work in the background give way. Raises EngineMemoryError where others at work
+        leave too few.
+        """
+        holding.num_promised = 0
+        while True:
+            try:
+                self.make_room(max(0, num_tokens - self.engine.num_tokens(holding.sequence)), [holding], num_spare=0)
+                break
+            except EngineMemoryError:
+                if holding.gives_way or not any(h.is_busy and h.gives_way for h in self._holdings.values()):
+                    raise
+                self.wait_for_another(lambda: False)
+        holding.num_promised = num_tokens
+
+    def wait_for_another(self, is_cancelled: Callable[[], bool]) -> None:
+        """Let others pass until one of those at work has ended, or `is_cancelled`."""
+        busy = [holding for holding in self._holdings.values() if holding.is_busy]
+        self.lock.wait_for(lambda: is_cancelled() or not all(h.is_busy and self.holds(h) for h in busy))
 
     def holds(self, holding: Holding) -> bool:
         """False where it was released or evicted meanwhile."""
@@ -104,16 +142,18 @@ class Device:
     def make_room(self, num_tokens: int, keep: Iterable[Holding], num_spare: int = PADDING_CELLS) -> None:
         """Make sure that `num_tokens` more cells are free, evicting idle owners, least recently used first.
 
-        `num_spare` more are kept free for padding. Raises EngineMemoryError with the numbers if that is not enough;
-        nothing that is kept is touched.
+        `num_spare` more are freed for padding, where idle owners have them. Raises EngineMemoryError with the numbers
+        if that is not enough; nothing that is kept is touched.
         """
         kept = list(keep)
         needed = num_tokens + num_spare
-        while self.num_free_cells() < needed:
+        while self.num_free_cells(kept) < needed:
             idle = [h for h in self._holdings.values() if h.owner and not h.is_busy and h not in kept]
+            if not idle and self.num_free_cells(kept) >= num_tokens:
+                return
             if not idle:
                 raise EngineMemoryError(
-                    f"{num_tokens} tokens need {needed} cells, and {self.num_free_cells()} of "
+                    f"{num_tokens} more tokens need as many cells, and {self.num_free_cells(kept)} of "
                     f"{self.engine.num_cells} are free; switch chunks off, /clear, or open with a larger --context"
                 )
             self.release(min(idle, key=lambda h: h.used))
@@ -181,8 +221,14 @@ class Device:
         """Replies under way."""
         return sum(holding.is_busy for holding in self._holdings.values())
 
-    def num_free_cells(self) -> int:
-        return self.engine.num_cells - self.engine.used_cells()
+    def num_free_cells(self, but: Sequence[Holding] = ()) -> int:
+        """Cells that nobody holds and that are promised to nobody, `but` these."""
+        promised = (
+            max(0, h.num_promised - self.engine.num_tokens(h.sequence))
+            for h in self._holdings.values()
+            if h.is_busy and h.num_promised and h not in but
+        )
+        return self.engine.num_cells - self.engine.used_cells() - sum(promised)
 
     def _take(self) -> SequenceId:
         if not self._free:

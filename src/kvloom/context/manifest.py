@@ -301,6 +301,12 @@ class Manifest:
         """The manifest of `encode`d bytes; `load` gives the token ids of a digest."""
         return _from_wire(msgspec.json.decode(body, type=_WireManifest), load)
 
+    @staticmethod
+    def decode_slots(body: bytes, ref: str, load: Callable[[str], tuple[int, ...]]) -> list[Slot]:
+        """Of `encode`d bytes the slots of one turn or chunk: nothing else is loaded."""
+        wire = msgspec.json.decode(body, type=_WireManifest)
+        return [_slot_of(slot, load) for slot in wire.slots if slot.ref == ref]
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _with_block(
@@ -377,13 +383,14 @@ def _to_wire(manifest: Manifest) -> _WireManifest:
     )
 
 
-def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> Manifest:
-    slots = tuple(
-        Slot(
-            SlotKind(s.kind), Tokens(load(s.digest), s.digest), s.position, Lineage(s.lineage), Fidelity(s.fidelity),
-            s.ref, s.name, s.part, s.active, s.pinned, tuple(ChunkId(c) for c in s.seen), s.is_summary,
-        )
-        for s in wire.slots
+def _slot_of(s: _WireSlot, load: Callable[[str], tuple[int, ...]]) -> Slot:
+    return Slot(
+        SlotKind(s.kind), Tokens(load(s.digest), s.digest), s.position, Lineage(s.lineage), Fidelity(s.fidelity),
+        s.ref, s.name, s.part, s.active, s.pinned, tuple(ChunkId(c) for c in s.seen), s.is_summary,
     )  # fmt: skip
+
+
+def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> Manifest:
+    slots = tuple(_slot_of(slot, load) for slot in wire.slots)
     window = wire.window if wire.version > 1 else 0
     return Manifest(slots, Fidelity(wire.fidelity), wire.system, window, wire.model, wire.policy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 HALF_SCORE = 2.0
 """The BM25 score that counts as a relevance of 0.5: about one rare word in common."""
@@ -30,12 +30,12 @@ class RelevanceIndex:
         self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._db.execute("CREATE VIRTUAL TABLE texts USING fts5(body, tokenize = 'porter unicode61')")
 
-    def add(self, key: str, text: str) -> None:
-        """Index a text once; texts under a key never change."""
+    def add(self, key: str, text: Callable[[], str]) -> None:
+        """Index a text once, asked for only then; texts under a key never change."""
         with self._lock:
             if key in self._keys:
                 return
-            row = self._db.execute("INSERT INTO texts (body) VALUES (?)", (_spaced(text[:MAX_TEXT_CHARS]),))
+            row = self._db.execute("INSERT INTO texts (body) VALUES (?)", (_spaced(text()[:MAX_TEXT_CHARS]),))
             self._keys[key] = row.lastrowid or 0
 
     def scores(self, question: str) -> Mapping[str, float]:

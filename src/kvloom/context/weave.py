@@ -90,6 +90,8 @@ class Weaver:
         self._alone_prefix = tuple(alone_prefix) or (device.engine.sink_token,)
         # Stored entries that could neither be read nor deleted: promised again and again, and never there.
         self._refused: set[EntryId] = set()
+        # Being computed by some thread: whoever wants them too waits, and shares the cells.
+        self._computing: set[EntryId] = set()
 
     def has(self, entry: EntryId) -> bool:
         """Whether a tier holds the entry and this engine can take it."""
@@ -107,27 +109,32 @@ class Weaver:
         holding: Holding,
         wanted: Sequence[Wanted],
         *,
+        num_to_come: int = 0,
         on_step: StepCallback | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> Weave:
         """Make `holding` hold exactly `wanted` (ordered by position, no overlap).
 
-        Raises CancelledError between prefill steps and EngineMemoryError when the cells do not suffice. Whatever is
-        raised, the books stay true; what was computed so far is stored.
+        `num_to_come` tokens are to follow: their cells are kept for it while it is at work. Raises CancelledError
+        between prefill steps and EngineMemoryError when the cells do not suffice. Whatever is raised, the books stay
+        true; what was computed so far is stored.
         """
         began = time.perf_counter()
         num_emptied_tokens = self._emptied(holding, wanted)
-        plan = self.plan(holding, wanted)
+        plan = self._plan_alone(holding, wanted, is_cancelled)
         placed, missing = self._fetch(plan)
         gone = [want.entry for want in missing if want.lineage != ALONE]
         if gone:
             raise EntriesGoneError(gone)
         computes = [op.wanted for op in plan.operations if isinstance(op, Compute)] + missing
         clock = _Steps(sum(len(want.tokens) for want in computes), on_step, is_cancelled)
+        mine = {want.entry for want in computes}
+        self._computing |= mine
         holding.is_busy = True
         try:
             self._device.drop(holding, [drop.resident for drop in plan.drops])
             self._share(holding, plan)
+            self._device.promise(holding, sum(len(want.tokens) for want in wanted) + num_to_come)
             rows = {want.position: found for want, found in placed}
             rows |= self._alone_rows([want for want in computes if Compute(want).alone], holding, clock)
             rotated = self._lay_in_order(holding, [want for want, _ in placed] + computes, rows, clock)
@@ -137,6 +144,7 @@ class Weaver:
             raise
         finally:
             holding.is_busy = False
+            self._computing -= mine
         own = {want.position for want in computes}
         # Of equal parts one was computed, and the others are copies of it.
         num_computed_tokens = clock.total - _num_repeated([want for want in computes if Compute(want).alone])
@@ -153,7 +161,7 @@ class Weaver:
         """Prefill `tokens` at the end of the holding; the logits behind the last one. The books are the caller's."""
         self._device.make_room(len(tokens), [holding])
         clock = _Steps(len(tokens), None, is_cancelled)
-        return self._decode(holding.sequence, tokens, start, clock)
+        return self._decode(holding.sequence, tokens, start, clock, holding)
 
     def store_rows(self, holding: Holding, wanted: Sequence[Wanted]) -> None:
         """Read what `wanted` (adjacent, on the device) holds, store it, and enter it in the books."""
@@ -174,7 +182,7 @@ class Weaver:
             return False
         if tokens:
             self._device.make_room(len(tokens), [holding])
-            self._engine.decode([Run(holding.sequence, tokens, position)])
+            self._device.decode([Run(holding.sequence, tokens, position)], holding)
         return True
 
     def blend(
@@ -198,7 +206,7 @@ class Weaver:
                 scratches.append(scratch)
                 self._engine.copy(holding.sequence, scratch.sequence, 0, run.start)
                 decode.append(Run(scratch.sequence, _tokens_in(wanted, run), run.start))
-            self._engine.decode(decode)
+            self._device.decode(decode, holding)
             for run, scratch in zip(runs, scratches, strict=True):
                 self._engine.remove(holding.sequence, run.start, run.stop)
                 self._engine.copy(scratch.sequence, holding.sequence, run.start, run.stop)
@@ -212,6 +220,25 @@ class Weaver:
         return total
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _plan_alone(self, holding: Holding, wanted: Sequence[Wanted], is_cancelled: Callable[[], bool] | None) -> Plan:
+        """The plan, once nobody else computes what it would compute."""
+        while True:
+            plan = self.plan(holding, wanted)
+            entries = {op.wanted.entry for op in plan.operations if isinstance(op, Compute)}
+            if not entries & self._computing:
+                return plan
+            holding.is_busy = True  # or it could be given to somebody else meanwhile
+            try:
+                self._device.lock.wait_for(
+                    lambda entries=entries: (  # type: ignore[misc]
+                        not entries & self._computing or (is_cancelled is not None and is_cancelled())
+                    )
+                )
+            finally:
+                holding.is_busy = False
+            if is_cancelled is not None and is_cancelled():
+                raise CancelledError("cancelled; the context is as it was before")
 
     def _emptied(self, holding: Holding, wanted: Sequence[Wanted]) -> int:
         """Start anew where the engine cannot change what it holds: the tokens that were dropped."""
@@ -301,7 +328,7 @@ class Weaver:
         if entry is not None:
             self._engine.write(behind, [PlacedRows(entry.rows, 0)], self._lay)
             return
-        self._engine.decode([Run(behind, prefix, 0)])
+        self._device.decode([Run(behind, prefix, 0)], holding)
         if len(prefix) > 1 and self._engine.capabilities.can_move_kv:
             self._put(want, self._engine.read(behind)[1])
 
@@ -311,7 +338,7 @@ class Weaver:
         self._device.make_room(len(want.tokens), [holding])
         with self._device.scratch() as scratch:
             engine.copy(behind, scratch, 0, start)
-            self._decode(scratch, want.tokens, start, clock, Logits.NONE)
+            self._decode(scratch, want.tokens, start, clock, holding, Logits.NONE)
             _, rows = engine.read(scratch, start)
         self._put(want, rows)
         return rows
@@ -331,17 +358,23 @@ class Weaver:
         self._device.make_room(len(tokens), [holding])
         last = self._engine.last_position(holding.sequence)
         if last is None or last < start:
-            self._decode(holding.sequence, tokens, start, clock, Logits.NONE)
+            self._decode(holding.sequence, tokens, start, clock, holding, Logits.NONE)
         else:
             with self._device.scratch() as scratch:
                 if start:
                     self._engine.copy(holding.sequence, scratch, 0, start)
-                self._decode(scratch, tokens, start, clock, Logits.NONE)
+                self._decode(scratch, tokens, start, clock, holding, Logits.NONE)
                 self._engine.copy(scratch, holding.sequence, start, stop)
         self.store_rows(holding, group)
 
     def _decode(
-        self, sequence: SequenceId, tokens: Sequence[int], start: int, clock: _Steps, want: Logits = Logits.LAST
+        self,
+        sequence: SequenceId,
+        tokens: Sequence[int],
+        start: int,
+        clock: _Steps,
+        owner: Holding,
+        want: Logits = Logits.LAST,
     ) -> F32Array:
         """Prefill in steps; a short rest joins the last step, so that no cut is smaller than it need be."""
         logits = None
@@ -350,7 +383,7 @@ class Weaver:
             clock.check()
             is_last = stop == len(tokens)
             run = Run(sequence, tokens[first:stop], start + first, want if is_last else Logits.NONE)
-            logits = self._engine.decode([run])[0]
+            logits = self._device.decode([run], owner)[0]
             clock.advance(stop - first)
         return logits  # type: ignore[return-value]  # LAST was asked for whenever the caller uses it
 

@@ -171,6 +171,10 @@ class Engine(ABC):
         """The highest position held, None for an empty sequence."""
 
     @abstractmethod
+    def num_tokens(self, sequence: SequenceId) -> int:
+        """Tokens that a sequence holds; shared ones too."""
+
+    @abstractmethod
     def read(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> tuple[I32Array, KVRows]:
         """(positions ascending (n,), rows in that order) of start ≤ position < stop; `first_position` is positions[0].
 

@@ -89,6 +89,8 @@ class CellBooks:
 
     def append(self, sequence: int, start: int, num_tokens: int) -> None:
         """Note that `num_tokens` new cells continue the sequence at `start`."""
+        # First: who reads on without the turn may see too few free cells for a moment, never too many.
+        self._num_used += num_tokens
         spans = self._spans[sequence]
         if spans and self._growing[sequence] and spans[-1].stop == start:
             last = spans[-1]
@@ -96,7 +98,6 @@ class CellBooks:
         else:
             spans.append(Span(start, start + num_tokens, self._new_origin()))
             self._growing[sequence] = True
-        self._num_used += num_tokens
 
     def check_copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Refuse a copy that would give the target a position twice."""

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from kvloom.engine.adjust import Adjuster, Penalties
 from kvloom.engine.base import Capabilities, Engine, Logits, PlacedRows, RowLayer, Run, Sampler, Vocabulary
 from kvloom.engine.books import MAX_POSITION, CellBooks
+from kvloom.engine.grammar import GrammarGuide, GrammarGuides
 from kvloom.errors import EngineMemoryError, EngineStateError, EngineUnsupportedError
 from kvloom.types import (
     F32Array,
@@ -99,13 +101,24 @@ class FakeVocabulary(Vocabulary):
 
 
 class FakeSampler(Sampler):
-    """Greedy at temperature 0, else a draw from the softmax with its own generator."""
+    """Greedy at temperature 0, else a draw from the softmax with its own generator. No top-k, top-p or min-p."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, guide: GrammarGuide | None = None) -> None:
         self._temperature = 0.8 if params.temperature is None else params.temperature
         self._random = np.random.default_rng(params.seed)
+        penalties = Penalties(
+            repeat=params.repeat_penalty or 1.0,
+            presence=params.presence_penalty or 0.0,
+            frequency=params.frequency_penalty or 0.0,
+        )
+        self._adjuster = Adjuster(VOCABULARY_SIZE, params.logit_bias, penalties, guide)
 
     def sample(self, logits: F32Array) -> int:
+        token = self._choose(self._adjuster.applied(logits))
+        self._adjuster.accept(token)
+        return token
+
+    def _choose(self, logits: F32Array) -> int:
         if self._temperature <= 0:
             return int(logits.argmax())
         weights = np.exp((logits - logits.max()).astype(np.float64) / self._temperature)
@@ -134,6 +147,7 @@ class FakeEngine(Engine):
         self.layout = LAYOUT
         self.rope = ROPE
         self.vocabulary: FakeVocabulary = FakeVocabulary()
+        self._guides = GrammarGuides(self.vocabulary)
         self.num_cells = num_cells
         self.train_context = 32768
         self.uses_accelerator = False
@@ -229,6 +243,10 @@ class FakeEngine(Engine):
         self._check_open()
         return self._books.last_position(sequence)
 
+    def num_tokens(self, sequence: SequenceId) -> int:
+        self._check_open()
+        return self._books.num_tokens(sequence)
+
     def read(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> tuple[I32Array, KVRows]:
         self._check_movable()
         self._books.check_range(sequence, start, stop)
@@ -287,7 +305,7 @@ class FakeEngine(Engine):
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def sampler(self, params: SamplingParams) -> Sampler:
-        return FakeSampler(params)
+        return FakeSampler(params, self._guides.start(params.grammar) if params.grammar else None)
 
     def used_cells(self) -> int:
         return self._books.num_used_cells

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ class DiskTier(Tier):
         self._coding = coding or DiskCoding()
         self._ropes = {rope.canonical(): rope for rope in self._coding.ropes}
         self._bay = FileBay(directory)
+        self._put_turn = threading.Lock()
         self._lock = threading.RLock()
         self._book = LruBook()
         self._used_ns: dict[EntryId, int] = {}
@@ -102,11 +103,15 @@ class DiskTier(Tier):
 
         def commit(temporary: Path) -> None:
             with self._bay.exclusive(), self._lock:
-                self._make_room(entry_id, image.nbytes)
+                self._make_room(entry_id, image.nbytes)  # another process may have written meanwhile
                 self._bay.put_in_place(temporary, path)
                 self._record(entry_id, image.nbytes, path.stat().st_mtime_ns)
 
-        self._bay.write(path, image.write_to, commit)
+        # The file grows beside the others: what must go for it goes before, and one grows at a time.
+        with self._put_turn:
+            with self._bay.exclusive(), self._lock:
+                self._make_room(entry_id, image.nbytes)
+            self._bay.write(path, image.write_to, commit)
 
     def key_of(self, entry_id: EntryId) -> EntryKey | None:
         try:
@@ -180,8 +185,8 @@ class DiskTier(Tier):
                 if not self._book.is_pinned(entry_id):
                     self._remove(entry_id, durably=False)
 
-    def verify(self) -> Iterator[VerifyResult]:
-        for entry_id in self.ids():
+    def verify(self, only: Collection[EntryId] | None = None) -> Iterator[VerifyResult]:
+        for entry_id in self.ids() if only is None else filter(self.contains, only):
             try:
                 info = entry_file.check(self.path_of(entry_id), entry_id)
             except FileNotFoundError:

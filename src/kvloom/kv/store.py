@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from kvloom.errors import EntryCorruptError, StoreError, StoreFullError, StoreReadOnlyError
@@ -18,7 +18,7 @@ from kvloom.kv.tier import Removed, Tier, VerifyResult
 from kvloom.types import Entry, EntryId, EntryKey, TierName
 
 MAX_PENDING_BYTES = 256 * 1024 * 1024
-"""Rows that may wait to be written: they are held in RAM beside the RAM tier's budget."""
+"""Rows that may wait to be written: what a crash may cost, and what an end of the program has to wait for."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,14 +57,15 @@ class _Pending:
 class TieredStore:
     """RAM tiers are written at once, colder ones behind by one thread. Thread-safe.
 
-    `tiers` are in order, warm to cold; any may be missing. `close` writes what is pending and closes the tiers.
+    `tiers` are in order, warm to cold; any may be missing. `close` writes what is pending and closes the tiers. What
+    waits to be written stays in the RAM tier and counts there: rows are held within the tiers' budgets only.
     """
 
     def __init__(self, tiers: Sequence[Tier], *, max_pending_bytes: int = MAX_PENDING_BYTES) -> None:
         self._warm = [tier for tier in tiers if tier.name is TierName.RAM]
         self._cold = [tier for tier in tiers if tier.name is not TierName.RAM]
         self._max_pending_bytes = max_pending_bytes
-        # One condition guards everything below. Tiers are called without it, except to promote and to purge.
+        # One condition guards everything below. Cold tiers are called without it, except to purge.
         self._changed = threading.Condition()
         self._pending: OrderedDict[EntryId, _Pending] = OrderedDict()
         self._pending_bytes = 0
@@ -92,8 +93,8 @@ class TieredStore:
             with self._changed:
                 self._hits[TierName.RAM if tier is None else tier.name] += 1
                 # A purge since we began may have removed what we hold: it must not come back.
-                if tier not in self._warm and num_purges == self._num_purges:
-                    self._put_warm(entry)
+                if tier not in self._warm and num_purges == self._num_purges and not self._put_warm(entry):
+                    self._count_ram_full()
             return entry
         with self._changed:
             self._num_misses += 1
@@ -105,22 +106,13 @@ class TieredStore:
         What does not fit in RAM is written to the colder tiers before this returns; only if these refuse it, too, is
         that raised (StoreFullError, StoreReadOnlyError).
         """
-        entry_id = entry.id
         with self._changed:
-            self._check_open()
-            is_warm = self._put_warm(entry)
+            if self._put_in_time(entry):
+                return
+            self._count_ram_full()
         if not self._cold:
-            if not is_warm:
-                raise StoreFullError(f"an entry of {entry.rows.nbytes} bytes fits into no tier: raise the RAM budget")
-            return
-        if not is_warm:
-            self._write_cold(entry)
-            return
-        with self._changed:
-            while self._pending and self._pending_bytes + entry.rows.nbytes > self._max_pending_bytes:
-                self._changed.wait()
-            self._check_open()
-            self._queue(entry_id, entry)
+            raise StoreFullError(f"an entry of {entry.rows.nbytes} bytes fits into no tier: raise the RAM budget")
+        self._write_cold(entry)
 
     def contains(self, entry_id: EntryId) -> bool:
         """Whether some tier has it."""
@@ -212,11 +204,11 @@ class TieredStore:
             removed = [tier.gc(keep) for tier in (*self._warm, *self._cold)]
         return Removed(sum(r.num_entries for r in removed), sum(r.nbytes for r in removed))
 
-    def verify(self) -> Iterator[VerifyResult]:
+    def verify(self, only: Collection[EntryId] | None = None) -> Iterator[VerifyResult]:
         """Check everything that is stored outside of this process's memory, what is pending included, as `Tier`."""
         self._wait_written()
         for tier in self._cold:
-            yield from tier.verify()
+            yield from tier.verify(only)
 
     def flush(self) -> None:
         """Wait until all that was put before is in the cold tiers.
@@ -275,14 +267,35 @@ class TieredStore:
         if self._is_closed:
             raise StoreError("the store was closed: nothing can be put into it any more")
 
+    def _put_in_time(self, entry: Entry) -> bool:
+        """Holding the condition: into RAM and into the queue, once there is room in both. Whether RAM can take it."""
+        self._check_open()
+        while self._pending and self._pending_bytes + entry.rows.nbytes > self._max_pending_bytes:
+            self._changed.wait()
+            self._check_open()
+        while not self._put_warm(entry):
+            if not self._pending:
+                return False
+            self._changed.wait()  # what waits to be written may leave RAM then
+            self._check_open()
+        if self._cold:
+            # Of what RAM holds: an entry may come as a part of a larger buffer, which must not wait with it.
+            held = next(filter(None, (tier.get(entry.id) for tier in self._warm)), entry)
+            self._queue(entry.id, held)
+        return True
+
     def _put_warm(self, entry: Entry) -> bool:
         for tier in self._warm:
             try:
                 tier.put(entry)
             except StoreFullError:
-                self._faults["ram-full"] += 1
                 return False
         return bool(self._warm)
+
+    def _count_ram_full(self) -> None:
+        """Holding the condition. What only waits to be written makes room by itself: no fault."""
+        if self._warm and not self._pending:
+            self._faults["ram-full"] += 1
 
     def _pending_entry(self, entry_id: EntryId) -> Entry | None:
         with self._changed:
@@ -333,6 +346,8 @@ class TieredStore:
         self._num_queued += 1
         self._pending[entry_id] = _Pending(self._num_queued, entry_id, entry)
         self._pending_bytes += entry.rows.nbytes
+        for tier in self._warm:
+            tier.pin(entry_id)
         if self._writer is None:
             # Not a daemon, and it ends when nothing is pending: an interpreter that ends without close() neither
             # loses what is pending nor waits for ever.
@@ -345,6 +360,8 @@ class TieredStore:
         if pending is None:
             return False
         self._pending_bytes -= pending.entry.rows.nbytes
+        for tier in self._warm:
+            tier.unpin(entry_id)
         self._changed.notify_all()
         return True
 

@@ -6,7 +6,7 @@ A new tier is one new file that implements `Tier`; tests/contract/test_tiers.py 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass
 
 from kvloom.types import Entry, EntryId, EntryKey, TierName
@@ -55,8 +55,9 @@ class Tier(ABC):
     def put(self, entry: Entry) -> None:
         """Hold the entry when this returns; evicts least recently used, unpinned entries if needed.
 
-        All or nothing: raises StoreFullError or StoreReadOnlyError with nothing evicted for budget's sake and nothing
-        half-written. An entry that is already held counts as used; it is replaced only where the new one is pristine
+        All or nothing: raises StoreFullError or StoreReadOnlyError with nothing half-written. Nothing is evicted for an
+        entry that the budget cannot take; for one that it can, room is made first, whether or not the system then lets
+        it be written. An entry that is already held counts as used; it is replaced only where the new one is pristine
         and the held one is lossy.
         """
 
@@ -114,8 +115,8 @@ class Tier(ABC):
         removed = [(self.size_of(entry_id), self.delete(entry_id)) for entry_id in self.ids() if entry_id not in keep]
         return Removed(sum(was_there for _, was_there in removed), sum(size for size, _ in removed))
 
-    def verify(self) -> Iterator[VerifyResult]:
-        """Check every entry that is stored outside of this process's memory. Nothing is deleted."""
+    def verify(self, only: Collection[EntryId] | None = None) -> Iterator[VerifyResult]:  # noqa: ARG002
+        """Check every entry that is stored outside of this process's memory, or `only` these. Nothing is deleted."""
         return iter(())
 
     def close(self) -> None:

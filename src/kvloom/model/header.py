@@ -6,6 +6,7 @@ Key names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kvloom.errors import ModelFormatError, ModelNotFoundError
 from kvloom.model.gguf_file import GgufFile, MetadataValue, TensorInfo, read_gguf
 from kvloom.model.shape import KVLayer, ModelShape, RopeFields, WeightBytes, expand_pattern
 
-__all__ = ["ModelHeader", "read_header", "shard_paths"]
+__all__ = ["ModelHeader", "read_header", "shape_of_metadata", "shard_paths"]
 
 MAX_LAYERS = 4096
 """Far above any model: bounds the per-layer lists before a declared count is believed."""
@@ -102,6 +103,21 @@ def read_header(path: Path) -> ModelHeader:
         chat_template=template or None,
         has_tied_embeddings=all(tensor.name != OUTPUT_TABLE for tensor in tensors),
     )
+
+
+def shape_of_metadata(metadata: Mapping[str, object], source: str) -> ModelShape:
+    """The shape of a model of which somebody has only the metadata of its GGUF, as JSON; `source` is named in errors.
+
+    Raises ModelFormatError where they do not tell it.
+    """
+    values: dict[str, MetadataValue] = {}
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            values[key] = tuple(item for item in value if isinstance(item, str | int | float))
+        elif isinstance(value, str | int | float):
+            values[key] = value
+    lengths = {key: len(value) for key, value in values.items() if isinstance(value, tuple)}
+    return _shape(_Fields(GgufFile(Path(source), 0, 0, values, lengths, (), 0)))
 
 
 def _weights(tensors: list[TensorInfo], num_layers: int) -> WeightBytes:

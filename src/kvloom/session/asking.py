@@ -17,7 +17,7 @@ from kvloom.session.desk import Desk
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import ReplyOptions, ReplyStream
 from kvloom.session.turn import Finished, Question
-from kvloom.session.values import Delta, ProgressCallback, Reply, Warmed
+from kvloom.session.values import Delta, ProgressCallback, Reply, TurnPlan, Warmed
 from kvloom.types import F32Array, Fidelity
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class Asking:
         rendered, tokens = self._loom.prompts.question(manifest, records, text)
         return Question(rendered, text, tokens)
 
+    def plan(self, text: str | None, max_tokens: int | None) -> TurnPlan:
+        """What `ask` (None: `ask_again`) would take. The caller holds the turn. Raises ContextOverflowError."""
+        text, manifest = self._again() if text is None else (text, self._desk.manifest)
+        fitted = self._budget.fit(text, manifest, max_tokens, self.question, lambda _: None)
+        question = fitted.question
+        return TurnPlan(question.manifest.num_tokens + len(question.tokens), fitted.max_tokens)
+
     def next_logits(self, text: str) -> F32Array:
         self._get_ready()
         return self.runner.next_logits(self._fit(text, self._desk.manifest, None).question)
@@ -96,12 +103,15 @@ class Asking:
 
     def _reply_again(self, options: ReplyOptions, progress: ProgressCallback | None) -> Generator[Delta, None, Reply]:
         with self._desk.editing():
-            turns = self._desk.manifest.turns
-            if not turns:
-                raise NothingToUndoError("there is no turn to try again; ask something first")
-            text = self._desk.history.turn(turns[-1].ref).user
-            manifest = self._desk.manifest.without({turns[-1].ref})
+            text, manifest = self._again()
             return (yield from self._answer("retry", text, manifest, options, progress))
+
+    def _again(self) -> tuple[str, Manifest]:
+        """The last question, and the context before it."""
+        turns = self._desk.manifest.turns
+        if not turns:
+            raise NothingToUndoError("there is no turn to try again; ask something first")
+        return self._desk.history.turn(turns[-1].ref).user, self._desk.manifest.without({turns[-1].ref})
 
     def _answer(
         self,

@@ -5,11 +5,14 @@ Writes the next manifest, runs nothing. Every question passes here before any wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
+from kvloom.context.ledger import Left
 from kvloom.context.manifest import Manifest, Slot, SlotKind
 from kvloom.context.policies.base import Need, PolicySettings, find_policy
 from kvloom.context.relevance import RelevanceIndex
@@ -19,10 +22,13 @@ from kvloom.types import ChunkId, TierName
 
 if TYPE_CHECKING:
     from kvloom.session.desk import Desk
+    from kvloom.session.log import ManifestId
     from kvloom.session.loom import Loom
 
 RECALL_FROM = ("compress", "policy")
 """First words of the operations whose turns may come back by themselves: what a person cleared stays away."""
+MAX_RECALLABLE = 32
+"""Turns that a question may bring back, the most relevant ones: each has to be read out of the log."""
 
 Render = Callable[[str, Manifest], Question]
 
@@ -193,32 +199,45 @@ class Budget:
         order = self._desk.history.order
         if name != "adaptive":
             return Need(limit, window, order=order, settings=sizes)
-        recallable = self.recallable()
+        lines = self._recallable()
         is_full = manifest.num_tokens > limit
-        relevance = self._relevance(text, manifest, recallable, with_chunks=is_full)
+        relevance = self._relevance(text, manifest, [line.named.ref for line in lines], with_chunks=is_full)
+        recallable = self._best(lines, relevance)
         return Need(limit, window, relevance, recallable, order, self._restore_s, sizes)
 
     # -- what may come back -------------------------------------------------------------------------------------
 
-    def recallable(self) -> list[Slot]:
-        """Turns that a policy or a compression took out, oldest first."""
-        history, found = self._desk.history, []
-        for line in history.ledger():
-            is_ours = line.reason.split(" ")[0] in RECALL_FROM
-            if line.named.kind is SlotKind.TURN and is_ours and not line.is_undone and not line.named.is_summary:
-                found += history.slots_of(line)
-        return sorted(found, key=lambda slot: history.order(slot.ref))
+    def _recallable(self) -> list[Left[ManifestId]]:
+        """Turns that a policy or a compression took out."""
+        return [
+            line
+            for line in self._desk.history.ledger()
+            if line.named.kind is SlotKind.TURN
+            and line.reason.split(" ")[0] in RECALL_FROM
+            and not line.is_undone
+            and not line.named.is_summary
+        ]
+
+    def _best(self, lines: Sequence[Left[ManifestId]], relevance: Mapping[str, float]) -> list[Slot]:
+        """What stood for the most relevant of them, oldest first."""
+        history = self._desk.history
+        best = nlargest(MAX_RECALLABLE, lines, key=lambda line: relevance.get(line.named.ref, 0.0))
+        slots = (slot for line in best if relevance.get(line.named.ref) for slot in history.slots_of(line))
+        return sorted(slots, key=lambda slot: history.order(slot.ref))
 
     def _relevance(
-        self, text: str, manifest: Manifest, recallable: Sequence[Slot], *, with_chunks: bool
+        self, text: str, manifest: Manifest, recallable: Sequence[str], *, with_chunks: bool
     ) -> dict[str, float]:
-        for slot in (*manifest.turns, *recallable):
-            record = self._desk.history.turn(slot.ref)
-            self._index.add(slot.ref, f"{record.user}\n{record.answer}")
+        for ref in (*(slot.ref for slot in manifest.turns), *recallable):
+            self._index.add(ref, partial(self._text_of, ref))
         if with_chunks:
             for chunk in manifest.active_chunk_ids:
-                self._index.add(chunk, self._loom.catalog.content(ChunkId(chunk)).text)
+                self._index.add(chunk, partial(self._loom.catalog.text, ChunkId(chunk)))
         return dict(self._index.scores(text))
+
+    def _text_of(self, ref: str) -> str:
+        record = self._desk.history.turn(ref)
+        return f"{record.user}\n{record.answer}"
 
     def _restore_s(self, slot: Slot) -> float:
         tier = self._loom.composer.tier(slot, self._desk.history.id)

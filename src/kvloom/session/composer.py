@@ -45,13 +45,19 @@ class Composer:
     """Weaves manifests of all sessions of one loom. Callers hold `device.lock` while a holding is in use."""
 
     def __init__(
-        self, engine: Engine, device: Device, store: TieredStore, lay: RowLayer, alone_prefix: Sequence[int] = ()
+        self,
+        engine: Engine,
+        device: Device,
+        store: TieredStore,
+        lay: RowLayer,
+        alone_prefix: Sequence[int] = (),
+        tenant: str = "",
     ) -> None:
         self.engine = engine
         self.device = device
         self.store = store
         self.weaver = Weaver(device, store, lay, self.entry_key, alone_prefix)
-        self._model = _computed_by(engine.fingerprint, alone_prefix)
+        self._model = _computed_by(engine.fingerprint, alone_prefix, tenant)
         self._layout = engine.layout.canonical()
         self._rope = engine.rope.canonical()
         self._ids: dict[tuple[str, Lineage], EntryId] = {}
@@ -81,8 +87,12 @@ class Composer:
         manifest: Manifest,
         on_step: StepCallback | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        num_to_come: int = 0,
     ) -> Composed:
-        """Weave `manifest` into `holding`. Turns whose KV is lost are computed anew behind what stands now."""
+        """Weave `manifest` into `holding`. Turns whose KV is lost are computed anew behind what stands now.
+
+        `num_to_come` tokens will follow: their cells are kept for `holding` while it is at work.
+        """
         num_gone = 0
         for _ in range(MAX_REPLANS):
             manifest, is_whole = self._with_lost_turns_renewed(holding, manifest)
@@ -91,7 +101,9 @@ class Composer:
                 # Turns that are computed anew must stand behind what their lineage names: rows as they were placed.
                 wanted = keep_blended(wanted, holding)
             try:
-                woven = self.weaver.weave(holding, wanted, on_step=on_step, is_cancelled=is_cancelled)
+                woven = self.weaver.weave(
+                    holding, wanted, num_to_come=num_to_come, on_step=on_step, is_cancelled=is_cancelled
+                )
             except EntriesGoneError as gone:
                 num_gone += len(gone.entries)
                 continue
@@ -130,7 +142,11 @@ class Composer:
         for holder, resident in self.device.residents():
             if holder == owner and resident.entry == entry and resident.position == position:
                 return TierName.DEVICE
-        return self.store.where(entry)
+        return self.where(entry)
+
+    def where(self, entry: EntryId) -> TierName:
+        """The tier of an entry that is not on the device; UNKNOWN where the KV is another server's business."""
+        return self.store.where(entry) if self.engine.capabilities.kv_types else TierName.UNKNOWN
 
     def forget(self, digests: Set[str]) -> None:
         """Nothing of these token runs stays in memory."""
@@ -173,14 +189,18 @@ class Composer:
         return {s.ref for s, entry in entries if (entry, s.position) not in held and not self.weaver.has(entry)}
 
 
-def _computed_by(fingerprint: ModelFingerprint, alone_prefix: Sequence[int]) -> ModelFingerprint:
+def _computed_by(fingerprint: ModelFingerprint, alone_prefix: Sequence[int], tenant: str) -> ModelFingerprint:
     """The model, and what its chunks are computed behind: entries of another prefix are other entries.
 
-    It is in every key and not in the lineage alone, since turns behind such chunks differ with it too.
+    It is in every key and not in the lineage alone, since turns behind such chunks differ with it too. So is the
+    tenant: nothing that one computed is ever found by another, not even by how soon a reply comes.
     """
-    if len(alone_prefix) <= 1:
-        return fingerprint
-    return ModelFingerprint(hashlib.sha256(f"{fingerprint}:{list(alone_prefix)}".encode()).hexdigest())
+    by = str(fingerprint)
+    if len(alone_prefix) > 1:
+        by = hashlib.sha256(f"{by}:{list(alone_prefix)}".encode()).hexdigest()
+    if tenant:
+        by = hashlib.sha256(f"{by}:tenant:{tenant}".encode()).hexdigest()
+    return ModelFingerprint(by)
 
 
 def _without_done(runs: Sequence[Span], residents: Sequence[Resident]) -> list[Span]:

@@ -34,7 +34,11 @@ class Desk:
         self.is_closed = False
         self._turn = threading.Lock()
         self._thread: int | None = None
-        self.manifest = self._adopted()
+        try:
+            self.manifest = self._adopted()
+        except BaseException:
+            history.close()  # nobody would give the session's lock back
+            raise
 
     def check_open(self) -> None:
         self.loom._check_open()
@@ -82,6 +86,7 @@ class Desk:
         self.history.append(operation, manifest, turn)
         self.manifest = manifest
         self.loom._pin_entries()
+        self.loom.rates.save_if_moved()
 
     def snapshot_before(self, operation: str) -> None:
         """What is about to be changed stays under a name of its own."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from kvloom.chunk.catalog import Catalog
+from kvloom.chunk.database import Database
 from kvloom.context.manifest import Manifest, Tokens
+from kvloom.session.log import SessionLog
 from kvloom.session.purge import MAX_CACHED_RUNS
+from kvloom.session.tenant_homes import tenant_homes
 from kvloom.session.values import GcReport
 
 if TYPE_CHECKING:
@@ -18,16 +22,29 @@ def collect(loom: Loom) -> GcReport:
 
     Sessions name tokens and lineages; which entries these are under another model only the entries can say.
     """
-    tokens = lru_cache(MAX_CACHED_RUNS)(loom.log.tokens)
-    named: set[tuple[str, str]] = set()
-    for info in loom.log.list():
-        for record in loom.log.manifests(info.id):
-            manifest = Manifest.decode(record.body, tokens)
-            named.update((slot.tokens.digest, slot.lineage) for slot in manifest.slots)
-    keep = loom.catalog.all_entries() | {loom.composer.weaver.alone_prefix().entry}
+    named = _named(loom.log)
+    keep = {loom.composer.weaver.alone_prefix().entry, *loom.catalog.all_entries()}
+    for home in tenant_homes(loom.home):
+        database = Database(home)
+        try:
+            named |= _named(SessionLog(database))
+            keep |= Catalog(database).all_entries()
+        finally:
+            database.close()
     for entry in loom.store.ids():
         key = loom.store.key_of(entry) if entry not in keep else None
         if key is not None and (Tokens(key.tokens).digest, key.lineage) in named:
             keep.add(entry)
     removed = loom.store.gc(keep)
     return GcReport(removed.num_entries, removed.nbytes)
+
+
+def _named(log: SessionLog) -> set[tuple[str, str]]:
+    """The tokens and lineages that the sessions of a home name."""
+    tokens = lru_cache(MAX_CACHED_RUNS)(log.tokens)
+    named: set[tuple[str, str]] = set()
+    for info in log.list():
+        for record in log.manifests(info.id):
+            manifest = Manifest.decode(record.body, tokens)
+            named.update((slot.tokens.digest, slot.lineage) for slot in manifest.slots)
+    return named

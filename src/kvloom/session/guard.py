@@ -167,13 +167,10 @@ class MemoryGuard:
         """Snapshots without inference, then the cells; those of a reply under way stay until its end."""
         for session in self._loom.open_sessions():
             session.snapshot_now("memory is critically short")
-        self._loom.device.lock.acquire()
-        try:
+        with self._loom.device.lock:
             if self._loom.device.num_busy():
                 return ["new work is refused; a reply under way is let to its end"]
             freed = self._loom.pool.release()
-        finally:
-            self._loom.device.lock.release()
         return [f"new work is refused; {freed / MIB:,.0f} MiB of the device's KV were released, the conversation stays"]
 
     def _say(self, device: str, crossing: Crossing, done: str) -> None:

@@ -101,8 +101,7 @@ class History:
 
     def slots_of(self, line: Left[ManifestId]) -> list[Slot]:
         """What stood for a turn or chunk in the last manifest that held it, with its KV's lineage."""
-        manifest = self.decode(self._log.manifest(line.last).body)
-        return [slot for slot in manifest.slots if slot.ref == line.named.ref]
+        return Manifest.decode_slots(self._log.manifest(line.last).body, line.named.ref, self._log.tokens)
 
     def ancestors(self, limit: int) -> set[ManifestId]:
         """The manifests that the next `limit` undos lead to, and the present one."""

@@ -5,18 +5,19 @@ Knows no conversation; what sessions hold of a chunk is asked through `Loom`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvloom.chunk.catalog import Catalog, ChunkRecord, EntryRecord, Staleness
-from kvloom.chunk.content import Content, Encoding, read_file, read_text
+from kvloom.chunk.content import Content, Encoding, read_bytes, read_file, read_text
 from kvloom.context.manifest import Manifest, SlotKind, Tokens
 from kvloom.errors import ContentError, UnknownChunkError
-from kvloom.kv.store import TieredStore
 from kvloom.session.composer import Composer
 from kvloom.session.status import coldest
 from kvloom.session.values import Chunk, ChunkStatus, Reloaded
+from kvloom.text.known_texts import KnownSpan, KnownTexts
 from kvloom.text.pieces import PromptBuilder
 from kvloom.types import ALONE, ChunkId, EntryId, TierName
 
@@ -38,14 +39,18 @@ class _Seen:
 class Library:
     """All chunks of a home under one loaded model. Thread-safe as its catalog and tiers are."""
 
-    def __init__(self, catalog: Catalog, builder: PromptBuilder, composer: Composer, store: TieredStore) -> None:
+    def __init__(self, catalog: Catalog, builder: PromptBuilder, composer: Composer) -> None:
         self.catalog = catalog
         self._builder = builder
         self._composer = composer
-        self._store = store
         self._model = composer.engine.fingerprint
+        self.counts_exactly = True
+        """Whether the model's own tokenizer counts; else its numbers of tokens are estimates, and marked."""
         self._parts: dict[tuple[ChunkId, str], tuple[Tokens, ...]] = {}
         self._recorded: set[tuple[ChunkId, int, EntryId]] = set()
+        self._bare_parts: dict[ChunkId, tuple[tuple[int, ...], ...]] = {}
+        self._texts: KnownTexts | None = None
+        self._texts_lock = threading.Lock()
 
     # -- loading ------------------------------------------------------------------------------------------------
 
@@ -55,6 +60,9 @@ class Library:
 
     def load_text(self, text: str, name: str) -> Chunk:
         return self.add(read_text(text, name=name), name)
+
+    def load_bytes(self, data: bytes, name: str, repair: bool = False) -> Chunk:
+        return self.add(read_bytes(data, name=name, repair=repair), name)
 
     def parts(self, chunk: ChunkId, name: str) -> tuple[Tokens, ...]:
         """The token ids of each part of a chunk under a name."""
@@ -101,6 +109,31 @@ class Library:
         named = dict(standing)
         changed = {stale.chunk_id for stale in self.catalog.stale(named.values())} if named else set()
         return changed | {chunk for chunk, name in named.items() if self._now(chunk, name) is not None}
+
+    # -- chunks inside of other texts ---------------------------------------------------------------------------
+
+    def recognised(self, text: str) -> list[KnownSpan]:
+        """Where the texts of known chunks stand in `text`, in order, without overlaps."""
+        spans = self._known_texts().find(text)
+        return [span for span in spans if not self.catalog.get(ChunkId(span.chunk_id)).is_erased]
+
+    def bare_parts(self, chunk: ChunkId) -> tuple[tuple[int, ...], ...]:
+        """The ids of a chunk's parts without header or separator: as it stands inside of another text."""
+        known = self._bare_parts.get(chunk)
+        if known is None:
+            known = self._builder.text_pieces(self.catalog.text(chunk))
+            if len(self._bare_parts) >= MAX_CACHED_PARTS:
+                self._bare_parts.pop(next(iter(self._bare_parts)))
+            self._bare_parts[chunk] = known
+        return known
+
+    def _known_texts(self) -> KnownTexts:
+        with self._texts_lock:
+            if self._texts is None:
+                self._texts = KnownTexts()
+                for record in self.catalog.ls():
+                    self._texts.add(record.id, self.catalog.text(record.id))
+            return self._texts
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -152,10 +185,14 @@ class Library:
         for key in [key for key in self._parts if key[0] == chunk]:
             del self._parts[key]
         self._recorded = {key for key in self._recorded if key[0] != chunk}
+        self._bare_parts.pop(chunk, None)
+        if self._texts is not None:
+            self._texts.remove(chunk)
 
     def forget_tokens(self) -> None:
         """Chunks are tokenized anew when they are next asked for."""
         self._parts.clear()
+        self._bare_parts.clear()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -181,8 +218,13 @@ class Library:
         if not num_tokens:
             raise ContentError(f"{added.name} has no tokens under this model: there is nothing to load")
         self.catalog.set_num_tokens(content.id, self._model, num_tokens)
+        if self._texts is not None:
+            self._texts.add(content.id, content.text)
         source = str(content.source.path) if content.source else ""
-        return Chunk(content.id, added.name, num_tokens, len(parts), content.size_bytes, source, added.is_new)
+        return Chunk(
+            content.id, added.name, num_tokens, len(parts), content.size_bytes, source, added.is_new,
+            is_estimate=not self.counts_exactly,
+        )  # fmt: skip
 
     def _tokenize(self, text: str, chunk: ChunkId, name: str) -> tuple[Tokens, ...]:
         parts = tuple(Tokens(piece.tokens) for piece in self._builder.chunk_pieces(name, text))
@@ -201,11 +243,13 @@ class Library:
         tiers = [self.tier(entry, seen.on_device) for entry in seen.entries.get(record.id, ())]
         held = [tier for tier in tiers if tier is not TierName.NONE]
         kv_bytes = num_tokens * self._composer.engine.layout.token_bytes if held else 0
+        tier = coldest(held) if self._composer.engine.capabilities.kv_types else TierName.UNKNOWN
         source = next((seen.sources[name] for name in record.names if name in seen.sources), "")
         return ChunkStatus(
-            record.id, record.name, num_tokens, record.size_bytes, coldest(held), kv_bytes,
+            record.id, record.name, num_tokens, record.size_bytes, tier, kv_bytes,
             source=source, is_stale=record.id in seen.stale, is_erased=record.is_erased,
+            is_estimate=not self.counts_exactly,
         )  # fmt: skip
 
     def tier(self, entry: EntryId, on_device: Set[EntryId]) -> TierName:
-        return TierName.DEVICE if entry in on_device else self._store.where(entry)
+        return TierName.DEVICE if entry in on_device else self._composer.where(entry)

@@ -1,12 +1,13 @@
 """The loom: one loaded model, its tiers, the known chunks, and the sessions over them. What `kvloom.open` returns.
 
-Joins all rooms; the edges call this and `Session`, and nothing below.
+Joins all rooms, its chunk side and its memory side are bases of it; the edges call this and `Session`, and nothing
+below.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,59 +20,41 @@ from kvloom.config import Settings
 from kvloom.context.device import Device
 from kvloom.context.manifest import Manifest
 from kvloom.engine.base import Engine
-from kvloom.errors import (
-    AmbiguousChunkError,
-    EngineMemoryError,
-    LoomClosedError,
-    SessionBusyError,
-    UnknownChunkError,
-    UsageError,
-)
+from kvloom.errors import EngineMemoryError, LoomClosedError, SessionBusyError, UsageError
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
-from kvloom.memory.monitor import LowMemory, MemoryMonitor, Pace
-from kvloom.memory.reading import MemoryPicture
-from kvloom.memory.sizing import WINDOW_STEP, Room, Sizing, budget_bytes
-from kvloom.model.footprint import largest_fitting
+from kvloom.memory.monitor import MemoryMonitor, Pace
+from kvloom.memory.sizing import Sizing
+from kvloom.session.completions import Completions, CompletionStream
 from kvloom.session.composer import Composer
 from kvloom.session.foreground import Foreground
 from kvloom.session.gc import collect
 from kvloom.session.guard import MemoryGuard
 from kvloom.session.history import History, TurnRecord
+from kvloom.session.home import session_info
 from kvloom.session.library import Library
 from kvloom.session.log import SessionLog
-from kvloom.session.pool import Pool, num_cells
+from kvloom.session.loom_chunks import LoomChunks
+from kvloom.session.loom_memory import LoomMemory
+from kvloom.session.pool import Pool
 from kvloom.session.presets import bring_in, profile_of
 from kvloom.session.prompts import Prompts
 from kvloom.session.purge import purge
+from kvloom.session.rates import KeptRates
+from kvloom.session.request_prompts import Prepared
+from kvloom.session.requests import Request
 from kvloom.session.session import Session
-from kvloom.session.sizing import limits_of, reading_for
 from kvloom.session.snapshots import SnapshotStore
-from kvloom.session.status import Rates, device_status
+from kvloom.session.status import device_status
 from kvloom.session.transfer import export_session, import_session
 from kvloom.session.turn import Runner, TurnRunner
-from kvloom.session.values import (
-    Chunk,
-    ChunkDetail,
-    ChunkPart,
-    ChunkPlace,
-    ChunkStatus,
-    GcReport,
-    LoomStatus,
-    Progress,
-    ProgressCallback,
-    Reloaded,
-    SessionInfo,
-    TierStatus,
-    VerifyResult,
-)
-from kvloom.text.counter import TokenCount
+from kvloom.session.values import Chunk, GcReport, LoomStatus, SessionInfo, TierStatus
 from kvloom.text.pieces import PromptBuilder
 from kvloom.text.preamble import alone_prefix
-from kvloom.types import ChunkId, EntryId, Fidelity, SessionId, TierName
+from kvloom.types import EntryId, Fidelity, SessionId
 
 
-class Loom:
+class Loom(LoomChunks, LoomMemory):
     """A loaded model over a home. Safe to use from several threads; a context manager that closes itself.
 
     Every method raises LoomClosedError after `close()`.
@@ -92,121 +75,48 @@ class Loom:
         self.engine = engine
         self.store = store
         self.settings = settings
-        self.home = home
         self.window = settings.context or settings.context_target
         self.sizing: Sizing | None = None
         """How the window was chosen; None where the engine was loaded by someone else."""
         self.policy: str = settings.overflow.policy or "stop"
         """What leaves a window that overflows, where a session has not chosen."""
         self.foreground = Foreground()
-        self.rates = Rates()
         self.device = Device(engine)
-        self.pool = Pool(self.device, self.window, self._spare_bytes)
+        self.pool = Pool(self.device, self.window, self._spare_bytes, settings.pool_tokens)
         self.guard = MemoryGuard(self)
         """What is done when memory runs low, and how much may still be taken."""
         self.monitor = MemoryMonitor(pace=Pace(busy_s=settings.guard.poll_s, rest_s=6 * settings.guard.poll_s))
         self.builder = PromptBuilder(engine.vocabulary, default_system=settings.system)
-        # By the model alone: were the window in it, another window would find none of the stored KV.
-        prefix = alone_prefix(engine.sink_token, engine.train_context, self.builder.tokenizer.content)
-        self.composer = Composer(engine, self.device, store, rotator.lay, prefix)
         self.model_name, self._model_path = model
         self._rotator = rotator
+        self._tenants: dict[str, Loom] = {}
+        self._open_home(home)
+        self.rates = KeptRates(self._database, engine)
+        if settings.guard.enabled:
+            self.monitor.on_reading(self.guard.on_picture)
+            self.monitor.start()
+
+    def _open_home(self, home: Path, tenant: str = "") -> None:
+        """What is this home's own: chunks, sessions, and entries that no other tenant finds."""
+        self.home = home
+        engine = self.engine
+        # By the model alone: were the window in it, another window would find none of the stored KV.
+        prefix = alone_prefix(engine.sink_token, engine.train_context, self.builder.tokenizer.content)
+        self.composer = Composer(engine, self.device, self.store, self._rotator.lay, prefix, tenant)
         self._database = Database(home)
         self.catalog = Catalog(self._database)
         self.log = SessionLog(self._database)
         self.snapshot_store = SnapshotStore(self._database)
         self._profiles = ProfileStore(self._database)
-        self.library = Library(self.catalog, self.builder, self.composer, store)
+        self.library = Library(self.catalog, self.builder, self.composer)
         self.prompts = Prompts(self.builder, self.library, engine.fingerprint)
+        self._completions = Completions(self)
         self._sessions: dict[SessionId, Session] = {}
         self._pinned: set[EntryId] = set()
         self._lock = threading.RLock()
         self._closed = False
-        if settings.guard.enabled:
-            self.monitor.on_reading(self.guard.on_picture)
-            self.monitor.start()
 
-    # -- chunks -------------------------------------------------------------------------------------------------
-
-    def load(self, path: str | Path, *, name: str | None = None, repair: bool = False) -> Chunk:
-        """A text file as a chunk; its id is the SHA-256 of the file. Loading it again stores nothing twice.
-
-        Raises ContentError saying what is wrong with the file and what to do; `repair` replaces invalid UTF-8.
-        """
-        self._check_open()
-        return self.library.load(Path(path).expanduser(), name, repair)
-
-    def load_text(self, text: str, *, name: str) -> Chunk:
-        """A text as a chunk under a name."""
-        self._check_open()
-        return self.library.load_text(text, name)
-
-    def resolve(self, ref: str) -> ChunkId:
-        """The chunk of a name or of an unambiguous prefix of 6 hex digits or more.
-
-        Raises UnknownChunkError (with near names) and AmbiguousChunkError (with the candidates).
-        """
-        self._check_open()
-        return self.catalog.resolve(ref)
-
-    def chunks(self, *, erased: bool = False) -> list[ChunkStatus]:
-        """Every known chunk with its tier and bytes, in the order of loading."""
-        self._check_open()
-        return self.library.statuses(erased=erased)
-
-    def chunk(self, ref: str) -> ChunkDetail:
-        """Everything about one chunk."""
-        chunk = self.resolve(ref)
-        with self.device.lock:
-            residents = list(self.device.residents())
-        on_device = {resident.entry for _, resident in residents}
-        parts = []
-        runs = self.library.parts(chunk, self.catalog.get(chunk).name)
-        for part, entry in self.library.entries(chunk):
-            cells = {r.position for _, r in residents if r.entry == entry}
-            tokens = runs[part].ids if part < len(runs) else ()
-            tier = self.library.tier(entry, on_device)
-            size = len(tokens) * self.engine.layout.token_bytes if tier is not TierName.NONE else 0
-            parts.append(ChunkPart(part, entry, len(tokens), tier, size, len(cells) * len(tokens), tokens))
-        places = tuple(self._places(chunk))
-        return ChunkDetail(self.library.status(chunk), tuple(parts), places, len(places), self.catalog.metadata(chunk))
-
-    def set_metadata(self, ref: str, key: str, value: str | None) -> None:
-        """Set a chunk's metadata; None or "" takes the key away."""
-        self.catalog.set_metadata(self.resolve(ref), key, value or "")
-
-    def reload(self, ref: str | None = None) -> list[Reloaded]:
-        """Names whose files changed move to what the files hold now, in the catalog; `Session.reload` swaps them in."""
-        self._check_open()
-        return self.library.reload(None if ref is None else [self.resolve(ref)])
-
-    def offload(self, ref: str) -> int:
-        """A chunk's KV from device and RAM to disk; bytes that were moved."""
-        entries = [entry for _, entry in self.library.entries(self.resolve(ref))]
-        with self.device.lock:
-            self.device.drop_entries(set(entries))
-        return sum(self.store.size_of(entry) for entry in entries if self.store.offload(entry))
-
-    def save(self, ref: str) -> int:
-        """A chunk's KV on disk now, synced; bytes."""
-        entries = [entry for _, entry in self.library.entries(self.resolve(ref))]
-        return sum(self.store.size_of(entry) for entry in entries if self.store.save(entry))
-
-    def restore(self, ref: str) -> int:
-        """A chunk's KV from disk back into RAM; an erased chunk comes back too. Bytes that are warm now."""
-        self._check_open()
-        chunk = self._resolve_erased(ref)
-        self.catalog.restore(chunk)
-        loaded = (self.store.get(entry) for _, entry in self.library.entries(chunk))
-        return sum(entry.rows.nbytes for entry in loaded if entry is not None)
-
-    def erase(self, ref: str) -> None:
-        """Hide a chunk; `restore` (or a session's undo) brings it back. Contexts that hold it keep it."""
-        self.catalog.erase(self.resolve(ref))
-
-    def restore_erased(self, chunk: ChunkId) -> None:
-        """Undo `erase`."""
-        self.catalog.restore(chunk)
+    # -- chunks, in all sessions --------------------------------------------------------------------------------
 
     def purge(self, ref: str) -> int:
         """A chunk really gone: its KV from every tier, its text, its names, and its tokens from every session's log.
@@ -217,34 +127,42 @@ class Loom:
         """
         return purge(self, self._resolve_erased(ref))
 
-    def verify(self, progress: ProgressCallback | None = None) -> Iterator[VerifyResult]:
-        """Read and check every stored entry; a damaged one is reported (and becomes a miss when it is wanted)."""
-        self._check_open()
-        total = len(self.store.ids())
-        for number, found in enumerate(self.store.verify(), 1):
-            if progress is not None:
-                progress(Progress("verify", number, total, "entries"))
-            yield VerifyResult(found.entry_id, found.nbytes, found.fault)
-
     def gc(self) -> GcReport:
         """Remove stored entries that no chunk and no session of any model names any more."""
         self._check_open()
         self.store.flush()
         return collect(self)
 
-    def count(self, text: str) -> int:
-        """The exact number of tokens of `text` under the loaded model, special tokens read as text."""
+    # -- requests without a session -----------------------------------------------------------------------------
+
+    def prepare(self, request: Request) -> Prepared:
+        """A request checked and cut, before any work: `num_prompt_tokens` is exact.
+
+        Raises ContextOverflowError with the numbers, TemplateError, UnknownChunkError.
+        """
         self._check_open()
-        return len(self.builder.tokenizer.content(text))
+        return self._completions.preparer.prepare(request)
 
-    def counted(self, text: str) -> TokenCount:
-        """`count`, and whether it is only an estimate: of a model behind an endpoint that counts nothing, it is."""
-        return TokenCount(self.count(text), is_estimate=False)
+    def complete(self, request: Request | Prepared) -> CompletionStream:
+        """The reply to a request, delta by delta. Requests of several threads share native batches."""
+        self._check_open()
+        return self._completions.complete(request)
 
-    @property
-    def counts_exactly(self) -> bool:
-        """Whether numbers of tokens are exact, or estimates that are marked as such."""
-        return True
+    # -- tenants ------------------------------------------------------------------------------------------------
+
+    def tenant(self, name: str) -> Loom:
+        """The same loaded model for somebody else: chunks, sessions and KV apart, in a home of its own below this one.
+
+        Closed with this one, or before. Raises UsageError for a name without any letter.
+        """
+        from kvloom.session.tenants import TenantLoom
+
+        with self._lock:
+            self._check_open()
+            found = self._tenants.get(name)
+            if found is None or found._closed:
+                found = self._tenants[name] = TenantLoom(self, name)
+            return found
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
@@ -286,6 +204,11 @@ class Loom:
         """All stored sessions, the last used first."""
         self._check_open()
         return [self._info(record.id) for record in self.log.list()]
+
+    def session_info(self, ref: str) -> SessionInfo:
+        """One stored session, by its name or the beginning of its id. Raises UnknownSessionError."""
+        self._check_open()
+        return self._info(self.log.resolve(ref))
 
     def latest_session(self) -> SessionInfo | None:
         """The session that was used last."""
@@ -379,16 +302,22 @@ class Loom:
                 return
             self._closed = True  # nothing new begins
         try:
+            for tenant in self._tenants.values():
+                tenant.close()
             for session in self.open_sessions():
                 session.close()
         except SessionBusyError:
             self._closed = False  # called from inside a reply's own step: nothing was closed
             raise
+        self._close_rooms()
+
+    def _close_rooms(self) -> None:
         with ExitStack() as last_things:
             last_things.callback(self._close_engine)
             last_things.callback(self.guard.wait)
             last_things.callback(self.monitor.close)
             last_things.callback(self._database.close)
+            last_things.callback(self.rates.save)
             last_things.callback(self._rotator.close)
             last_things.callback(self.store.close)
 
@@ -415,7 +344,8 @@ class Loom:
     def open_sessions(self) -> list[Session]:
         """The sessions that are open in this process."""
         with self._lock:
-            return list(self._sessions.values())
+            others = [session for tenant in self._tenants.values() for session in tenant.open_sessions()]
+            return [*self._sessions.values(), *others]
 
     def usable_fidelity(self, wanted: Fidelity | str) -> Fidelity:
         """Exact where the model's KV cannot be moved to another position; the status says why.
@@ -440,71 +370,10 @@ class Loom:
         """What runs turns here; `history`: of the session whose turns they are, none for what is part of nothing."""
         return TurnRunner(self, owner, cancel, history.next_ordinal if history is not None else lambda: 0)
 
-    # -- the pool -----------------------------------------------------------------------------------------------
-
-    def ensure_window(self, window: int) -> None:
-        """Cells for a session of `window` tokens (0: the loom's own). Raises EngineMemoryError, UsageError."""
-        self._check_open()
-        self.pool.ensure(window or self.window)
-
-    def shrink_pool(self) -> bool:
-        """Give back cells that no open session's window needs."""
-        windows = [session.window for session in self.open_sessions()]
-        return self.pool.shrink(max(windows, default=self.window))
-
-    def automatic_window(self) -> int:
-        """The window that the settings, the model and memory allow now, the present pool's cells given back."""
-        limits = limits_of(self.settings)
-        most = min(filter(None, (limits.target, limits.maximum, self.engine.train_context)))
-        reading = reading_for(self.monitor.poll(), on_accelerator=self.engine.uses_accelerator)
-        if reading is None:
-            return most
-        token_bytes = self.engine.layout.token_bytes
-        budget = budget_bytes(Room.of(reading), limits) + self.engine.num_cells * token_bytes
-        return largest_fitting(lambda tokens: num_cells(tokens) * token_bytes <= budget, most, WINDOW_STEP)
-
-    # -- memory -------------------------------------------------------------------------------------------------
-
-    def memory(self) -> MemoryPicture:
-        """All memories of this machine, read now."""
-        return self.monitor.poll()
-
-    def on_low_memory(self, callback: Callable[[LowMemory], None], share: float = 0.8) -> Callable[[], None]:
-        """Call `callback` when a memory's used share reaches `share`, once a crossing; returns what ends that."""
-        return self.monitor.on_low_memory(callback, share)
-
-    def _spare_bytes(self) -> int | None:
-        """What may be taken below the guard's soft limit, as of now; None where the guard is off."""
-        if not self.settings.guard.enabled:
-            return None
-        self.monitor.poll()
-        return self.guard.spare_bytes()
-
     def _close_engine(self) -> None:
+        self.device.batcher.close()
         with self.device.lock:
             self.engine.close()
-
-    def _resolve_among(self, ref: str, manifest: Manifest) -> ChunkId:
-        """`resolve`, looking first at what a context holds: an erased or renamed chunk may still stand in it."""
-        here = {s.ref for s in manifest.chunks if s.name == ref or (len(ref) >= 6 and s.ref.startswith(ref.lower()))}
-        if len(here) == 1:
-            return ChunkId(here.pop())
-        if len(here) > 1:
-            names = {s.ref: s.name for s in manifest.chunks}
-            listed = ", ".join(f"{chunk[:12]} ({names[chunk]})" for chunk in sorted(here))
-            raise AmbiguousChunkError(f"{ref!r} fits {len(here)} chunks here: {listed}", [(c, names[c]) for c in here])
-        return self.resolve(ref)
-
-    def _resolve_erased(self, ref: str) -> ChunkId:
-        """`resolve`, erased chunks too."""
-        self._check_open()
-        try:
-            return self.catalog.resolve(ref)
-        except UnknownChunkError:
-            fits = [c for c in self.catalog.ls(erased=True) if ref in c.names or c.id.startswith(ref.lower())]
-            if len(fits) != 1 or (len(ref) < 6 and ref not in fits[0].names):
-                raise
-            return fits[0].id
 
     def _pin_entries(self) -> None:
         """Tell the RAM tier what every open session has pinned."""
@@ -537,24 +406,7 @@ class Loom:
         return known.get(name or "")
 
     def _info(self, session: SessionId) -> SessionInfo:
-        record = self.log.get(session)
-        manifest = Manifest()
-        if record.head:
-            manifest = Manifest.decode(self.log.manifest(record.head[0]).body, self.log.tokens)
-        return SessionInfo(
-            record.id, record.name, record.model, record.created_s, record.updated_s, len(manifest.turns),
-            len(manifest.chunk_ids), manifest.num_tokens, session in self._sessions or self.log.is_open(session),
-        )  # fmt: skip
-
-    def _places(self, chunk: ChunkId) -> Iterator[ChunkPlace]:
-        for record in self.log.list():
-            if not record.head:
-                continue
-            manifest = Manifest.decode(self.log.manifest(record.head[0]).body, self.log.tokens)
-            slots = [slot for slot in manifest.chunks if slot.ref == chunk]
-            if slots:
-                first = slots[0]
-                yield ChunkPlace(record.id, record.name, first.active, first.pinned, first.position, slots[-1].stop)
+        return session_info(self.log, session, is_open_here=session in self._sessions)
 
     def _tier_statuses(self) -> Iterator[TierStatus]:
         for tier in self.store.stats().tiers:

@@ -19,19 +19,23 @@ SHRINK_SHARE = 0.75
 """A pool is rebuilt smaller only where that gives back a quarter of it."""
 
 
-def num_cells(window: int) -> int:
-    """Native cells for sessions of `window` tokens, with the slack that weaving needs."""
-    wanted = window + max(MIN_CELL_SLACK, window // CELL_SLACK_SHARE)
+def num_cells(window: int, least: int = 0) -> int:
+    """Native cells for sessions of `window` tokens, with the slack that weaving needs; `least` of them at least."""
+    wanted = max(window + max(MIN_CELL_SLACK, window // CELL_SLACK_SHARE), least)
     return (wanted + CELL_STEP - 1) // CELL_STEP * CELL_STEP
 
 
 class Pool:
-    """`window` is the largest that a session may have now. `spare_bytes`: what memory can give; None: unknown."""
+    """`window` is the largest that a session may have now. `spare_bytes`: what memory can give; None: unknown.
 
-    def __init__(self, device: Device, window: int, spare_bytes: Callable[[], int | None]) -> None:
+    `least`: cells that all sessions share, however small their windows are.
+    """
+
+    def __init__(self, device: Device, window: int, spare_bytes: Callable[[], int | None], least: int = 0) -> None:
         self._device = device
         self._spare_bytes = spare_bytes
         self.window = window
+        self._least = least
 
     @property
     def is_released(self) -> bool:
@@ -54,7 +58,7 @@ class Pool:
     def shrink(self, window: int) -> bool:
         """Give back what sessions of at most `window` tokens do not need, where that is worth a rebuild."""
         with self._device.lock:
-            if self.is_released or num_cells(window) > SHRINK_SHARE * self._device.engine.num_cells:
+            if self.is_released or num_cells(window, self._least) > SHRINK_SHARE * self._device.engine.num_cells:
                 return False
             self._resize(window)
             return True
@@ -67,7 +71,7 @@ class Pool:
             return freed
 
     def _resize(self, window: int) -> None:
-        engine, cells = self._device.engine, num_cells(window)
+        engine, cells = self._device.engine, num_cells(window, self._least)
         more = (cells - engine.num_cells) * engine.layout.token_bytes
         spare = self._spare_bytes() if more > 0 else None
         # Asked for first: the system hands out memory that is not there, and kills the process when it is used.

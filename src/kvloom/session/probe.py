@@ -73,7 +73,7 @@ class Probe:
 
         The last `num_rows` are one batch in either case.
         """
-        device, engine = self._loom.device, self._loom.engine
+        device = self._loom.device
         with device.lock:
             scratch = device.holding("")
             try:
@@ -81,7 +81,7 @@ class Probe:
                 before = len(tokens) - num_rows
                 for first in range(0, before, batch or before):
                     part = tokens[first : min(before, first + (batch or before))]
-                    engine.decode([Run(scratch.sequence, part, first)])
+                    device.decode([Run(scratch.sequence, part, first)], scratch)
                 return self._last_rows(scratch, tokens[before:], before, num_rows)
             finally:
                 device.release(scratch)
@@ -142,9 +142,9 @@ class Probe:
         return 0 if last is None else last + 1
 
     def _last_rows(self, scratch: Holding, tokens: Sequence[int], start: int, num_rows: int) -> F32Array:
-        engine = self._loom.engine
-        self._loom.device.make_room(len(tokens), [scratch])
-        found = engine.decode([Run(scratch.sequence, tokens, start, Logits.ALL)])[0]
+        device = self._loom.device
+        device.make_room(len(tokens), [scratch])
+        found = device.decode([Run(scratch.sequence, tokens, start, Logits.ALL)], scratch)[0]
         assert found is not None, "all logits were asked for"
         return _log_softmax(found[-num_rows:])
 

@@ -17,6 +17,7 @@ from kvloom.session.history import TurnRecord
 from kvloom.session.library import Library
 from kvloom.session.prompts import Prompts
 from kvloom.session.remote_counting import MOVED_SHARE, RemoteCounts
+from kvloom.session.remote_marks import Marks
 from kvloom.text.pieces import PromptBuilder
 from kvloom.types import ChunkId, ModelFingerprint
 
@@ -40,22 +41,30 @@ class RemotePrompts(Prompts):
         super().__init__(builder, library, model)
         self._endpoint = endpoint
         self._counts = counts
+        self.marks = Marks(endpoint)
         self._epoch = counts.epoch
         self._texts: OrderedDict[tuple[ChunkId, str], str] = OrderedDict()
 
     def messages(self, manifest: Manifest, records: Sequence[TurnRecord], text: str) -> tuple[ChatMessage, ...]:
-        """What is sent: everything that is active, and the question. Reasoning of earlier replies is not."""
+        """What is sent: everything that is active, and the question. Reasoning of earlier replies is not.
+
+        All of it is data: what the server would read as special tokens is broken.
+        """
         names = {ChunkId(slot.ref): slot.name for slot in manifest.chunks if slot.active}
-        opening = self._builder.system_text(manifest.system)
-        opening += "".join(self._chunk_text(chunk, name) for chunk, name in names.items())
+        contents = [self._builder.system_text(manifest.system)]
+        contents += [self._chunk_text(chunk, name) for chunk, name in names.items()]
+        plains = [self.marks.plain(content) for content in contents]
+        opening = "".join(plain.text for plain in plains)
+        broken = tuple(dict.fromkeys(word for plain in plains for word in plain.broken))
         talk: list[ChatMessage] = []
         for slot, record in zip(manifest.turns, records, strict=True):
             if slot.active:
-                talk += [ChatMessage("user", record.user), ChatMessage("assistant", record.answer)]
-        talk.append(ChatMessage("user", text))
+                talk += [self._message("user", record.user), self._message("assistant", record.answer)]
+        talk.append(self._message("user", text))
         if self._builder.has_system_role:
-            return (ChatMessage("system", opening), *talk)
-        return (ChatMessage("user", f"{opening}{JOINT}{talk[0].content}"), *talk[1:])
+            return (ChatMessage("system", opening, broken), *talk)
+        first = ChatMessage("user", f"{opening}{JOINT}{talk[0].content}", (*broken, *talk[0].broken))
+        return (first, *talk[1:])
 
     def question(
         self, manifest: Manifest, records: Sequence[TurnRecord], text: str
@@ -73,6 +82,10 @@ class RemotePrompts(Prompts):
         return self._recounted(manifest, [Tokens(turn) for turn in turns]), tokens
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _message(self, role: str, content: str) -> ChatMessage:
+        plain = self.marks.plain(content, is_reply=role == "assistant")
+        return ChatMessage(role, plain.text, plain.broken)
 
     def _forget_old_counts(self) -> None:
         if self._epoch != self._counts.epoch:

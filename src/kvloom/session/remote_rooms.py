@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _LOG = logging.getLogger(__name__)
 
 FOLDER = "remote"
 """In the home: what was learned about counting, one file for each model."""
+NEEDS_KV = ("kv_type", "kv_type_k", "kv_type_v", "fidelity", "n_gpu_layers")
+"""Settings that say how KV is held, computed or placed."""
 
 
 def open_remote(address: RemoteAddress, settings: Settings, where: Paths, given: Mapping[str, Any]) -> Loom:
@@ -37,9 +40,12 @@ def open_remote(address: RemoteAddress, settings: Settings, where: Paths, given:
                 f"{name} {value} cannot be had: the KV of a model behind {address.base_url} is the server's own "
                 "business; kvloom manages its messages"
             )
-    unused = sorted({"kv_type", "kv_type_k", "kv_type_v", "n_gpu_layers"} & settings.model_fields_set)
+    unused = without_effect(settings)
     if unused:
-        _LOG.warning("%s: of no use for a model behind %s", ", ".join(unused), address.base_url)
+        _LOG.warning(
+            "%s: without effect, the model's KV is the business of the server behind %s", ", ".join(unused),
+            address.base_url,
+        )  # fmt: skip
     key = settings.remote_key.get_secret_value() if settings.remote_key is not None else ""
     endpoint = open_endpoint(address, key, settings.remote_timeout_s)
     try:
@@ -47,6 +53,14 @@ def open_remote(address: RemoteAddress, settings: Settings, where: Paths, given:
     except BaseException:
         endpoint.close()
         raise
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """The settings that somebody gave, as `name value`, and that need KV which a model behind HTTP keeps to itself."""
+    given = [name for name in NEEDS_KV if name in settings.model_fields_set]
+    values = {name: getattr(settings, name) for name in given}
+    shown = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    return [f"{name} {value}" for name, value in shown.items() if value not in (None, Fidelity.EXACT.value)]
 
 
 def _joined(address: RemoteAddress, settings: Settings, where: Paths, endpoint: Endpoint) -> Loom:

@@ -10,13 +10,14 @@ import time
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvloom.context.manifest import Manifest, Tokens
 from kvloom.engine.remote.base import ALL_SAMPLING, ChatRequest, Ending, IsCancelled, Piece
 from kvloom.engine.remote.engine import stand_in_ids
 from kvloom.errors import CancelledError, ContextOverflowError, EngineError, EngineUnsupportedError
 from kvloom.session.history import History, TurnRecord
+from kvloom.session.remote_marks import broken_word
 from kvloom.session.reply import ReplyOptions, Sampled
 from kvloom.session.turn import MAX_RESTARTS, Commit, Finished, Patience, Question
 from kvloom.session.values import Delta, ProgressCallback, Warmed
@@ -59,6 +60,7 @@ class RemoteRunner:
         self._cancel = cancel
         self._history = history
         self._has_said_estimate = False
+        self._told_broken: set[str] = set()
 
     def run(
         self,
@@ -127,16 +129,34 @@ class RemoteRunner:
         records = [self._history.turn(slot.ref) for slot in manifest.turns] if self._history is not None else []
         sampling = options.sampling(self._loom.settings.sampling.params())
         unknown = sorted(name for name in ALL_SAMPLING - endpoint.sampling if getattr(options, name) is not None)
+        left_out: dict[str, Any] = dict.fromkeys(ALL_SAMPLING - endpoint.sampling)
         request = ChatRequest(
             messages=self._loom.remote_prompts.messages(manifest, records, question.text),
             max_tokens=max_tokens,
-            sampling=replace(sampling, **dict.fromkeys(ALL_SAMPLING - endpoint.sampling)),
+            sampling=replace(sampling, **left_out),
             stop=options.stop,
             num_prompt_tokens=manifest.num_tokens + len(question.tokens),
             window=self._loom.pool.window,
         )
-        notice = f"{', '.join(unknown)} left out: {endpoint.where} is not known to take it" if unknown else ""
-        return request, (notice,) if notice else ()
+        notices = [f"{', '.join(unknown)} left out: {endpoint.where} is not known to take it"] if unknown else []
+        return request, (*notices, *self._broken_notice(request))
+
+    def _broken_notice(self, request: ChatRequest) -> tuple[str, ...]:
+        """Which words of the content were changed so that they stay text; each is told once."""
+        words = {word for message in request.messages for word in message.broken} - self._told_broken
+        if not words:
+            return ()
+        self._told_broken |= words
+        first, where = min(words), self._loom.endpoint.where
+        why = (
+            f"are special tokens at {where}"
+            if self._loom.remote_prompts.marks.is_certain
+            else f"look like special tokens, and whether {where} would read them so cannot be told"
+        )
+        return (
+            f"{', '.join(sorted(words))} in the content {why}: sent with a space in it ({broken_word(first)}), so that "
+            "content stays data",
+        )
 
     def _streamed(
         self, request: ChatRequest, said: _Said, options: ReplyOptions, is_cancelled: IsCancelled

@@ -10,12 +10,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
-from kvloom.engine.base import Sampler, Vocabulary
+from kvloom.engine.base import Vocabulary
+from kvloom.engine.batcher import Chosen
 from kvloom.errors import CancelledError, SessionBusyError, UsageError
 from kvloom.session.values import Delta, Reply
 from kvloom.text.reasoning import ReasoningSplitter, ReasoningTags, ReplyText
 from kvloom.text.stream import TextStream
-from kvloom.types import F32Array, SamplingParams
+from kvloom.types import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ReplyOptions:
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """What was asked for; `defaults` where nothing was."""
-        given = {item.name: getattr(self, item.name) for item in fields(SamplingParams)}
+        given = {item.name: getattr(self, item.name, None) for item in fields(SamplingParams)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     @staticmethod
@@ -125,16 +126,12 @@ class ReplyStream(Iterator[Delta]):
         self.close()
 
 
-Stepper = Callable[[int, int], F32Array]
-"""Decodes a token at a position and gives the logits behind it."""
-
-
 @dataclass
 class Sampled:
-    """What came of the loop: ids as sampled (no end token), which of them are in the cache, and the text."""
+    """What came of the loop: ids as sampled (no end token), how many of them may stay in the cache, and the text."""
 
     tokens: list[int]
-    num_decoded: int
+    num_kept: int
     answer: str
     reasoning: str
     finish_reason: str
@@ -142,20 +139,17 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Loop:
-    """Everything that the sampling loop needs; `position` is where the first sampled token will stand."""
+    """Everything that makes text of tokens as they are chosen: at most `max_tokens`, an end token among them."""
 
     vocabulary: Vocabulary
-    sampler: Sampler
-    step: Stepper
     tags: ReasoningTags
-    position: int
     max_tokens: int
     options: ReplyOptions
     is_cancelled: Callable[[], bool]
     on_first: Callable[[], None]
 
-    def run(self, logits: F32Array) -> Generator[Delta, None, Sampled]:
-        """Sample, decode, yield deltas until an end token, a stop string, `max_tokens` or a cancel.
+    def run(self, chosen: Iterator[Chosen]) -> Generator[Delta, None, Sampled]:
+        """Yield deltas until an end token, a stop string, `max_tokens` or a cancel.
 
         Raises CancelledError unless the options keep the partial reply.
         """
@@ -168,7 +162,7 @@ class Loop:
                     raise CancelledError("the reply was cancelled; the context is as before the turn")
                 out.finish_reason = "cancelled"
                 break
-            token = self.sampler.sample(logits)
+            token = next(chosen).token
             if not out.tokens:
                 self.on_first()
             if self.vocabulary.is_end(token):
@@ -179,10 +173,7 @@ class Loop:
             if text.stopped_by:
                 out.finish_reason = "stop"
                 break
-            if len(out.tokens) == self.max_tokens:
-                break
-            logits = self.step(token, self.position + len(out.tokens) - 1)
-            out.num_decoded = len(out.tokens)
+        out.num_kept = len(out.tokens)
         yield from _note(out, reasoning.push(text.finish()))
         yield from _note(out, reasoning.finish())
         if text.stopped_by:
@@ -204,7 +195,7 @@ class Loop:
         said = b"".join(self.vocabulary.token_bytes(token, special=True) for token in kept)
         rest = text.text.encode()[len(said) :]
         out.tokens = [*kept, *self.vocabulary.tokenize(rest, parse_special=False)] if rest else list(kept)
-        out.num_decoded = min(out.num_decoded, len(kept))
+        out.num_kept = len(kept)
 
 
 def _note(out: Sampled, said: ReplyText) -> Generator[Delta, None, None]:

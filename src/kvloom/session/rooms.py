@@ -12,10 +12,12 @@ from kvloom.engine.base import Engine
 from kvloom.engine.remote.address import parse_address
 from kvloom.kv.codec import Codec
 from kvloom.kv.disk import DiskCoding, DiskTier
+from kvloom.kv.disk_share import ModelDiskTier
 from kvloom.kv.ram import RamTier
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
 from kvloom.memory.probe import read_memory
+from kvloom.memory.reading import MemoryReading
 from kvloom.memory.sizing import Sizing
 from kvloom.model.fingerprint import HashCache, file_sha256, model_fingerprint
 from kvloom.model.header import read_header, shard_paths
@@ -23,7 +25,8 @@ from kvloom.model.pull import ensure_model
 from kvloom.model.registry import find_model
 from kvloom.session.loom import Loom
 from kvloom.session.pool import num_cells
-from kvloom.session.sizing import demand_of, opening_window, reading_for
+from kvloom.session.recording import remember
+from kvloom.session.sizing import demand_of, opening_window, pool_tokens, reading_for
 from kvloom.session.values import Progress, ProgressCallback
 from kvloom.types import Fidelity, ModelFingerprint
 
@@ -38,14 +41,16 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
     settings: Settings | None = None,
     progress: ProgressCallback | None = None,
     allow_fetch: bool = True,
+    replies: int = 1,
 ) -> Loom:
     """Load a model and open a home over it. Everything that is None comes from the settings.
 
     `model`: a path to a GGUF, a registry id, `user/repo[:quant]` on the hub, or a name that Ollama or LM Studio holds;
     or a model behind HTTP: `http://host:port/v1#name`, `ollama:NAME`. A file is fetched first where it is missing and
     `allow_fetch` (`progress` sees it). `context`: the window of a session in tokens. `home`: where chunks, sessions and
-    KV are kept. `kv_type`: f16, q8_0 or q4_0. `fidelity`: exact, blend or splice. Raises ConfigError, ModelError,
-    EngineError or StoreError, each saying what to do.
+    KV are kept. `kv_type`: f16, q8_0 or q4_0. `fidelity`: exact, blend or splice. `replies`: how many shall run at
+    once: cells for so many windows are taken, as far as memory has them. Raises ConfigError, ModelError, EngineError
+    or StoreError, each saying what to do.
     """
     given: Mapping[str, Any] = {
         "model": None if model is None else str(model),
@@ -67,28 +72,35 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
             progress(Progress(task, done, total, "bytes"))
 
     found = ensure_model(chosen.model, where, on_bytes) if allow_fetch else find_model(chosen.model, where)
-    chosen, sizing = _sized(chosen, found.path)
-    fingerprint = _fingerprint(found.path, chosen, where, on_bytes)
+    chosen, sizing = _sized(chosen, found.path, replies)
+    fingerprint = fingerprint_of(found.path, chosen, where, on_bytes)
     engine = open_engine(found.path, chosen, where, fingerprint)
     try:
         loom = join(engine, chosen, where.home, (found.name, found.path))
         loom.sizing = sizing
+        remember(loom)
         return loom
     except BaseException:
         engine.close()
         raise
 
 
-def _sized(settings: Settings, path: Path) -> tuple[Settings, Sizing]:
-    """The settings with the window that the model will be opened with. Raises EngineMemoryError, before anything is
-    loaded, where memory cannot hold it."""
+def _sized(settings: Settings, path: Path, replies: int) -> tuple[Settings, Sizing]:
+    """The settings with the window and the pool that the model will be opened with. Raises EngineMemoryError, before
+    anything is loaded, where memory cannot hold the window."""
+    header = read_header(path)
+    demand = demand_of(header.shape, header.weights.total_bytes, settings)
+    sizing = opening_window(settings, demand, reading_now(settings))
+    pool = pool_tokens(settings.pool_tokens or replies * sizing.context, demand, sizing)
+    return settings.model_copy(update={"context": sizing.context, "pool_tokens": pool}), sizing
+
+
+def reading_now(settings: Settings) -> MemoryReading | None:
+    """The memory that a model with these settings goes to, as it is now."""
     from kvloom.engine.llamacpp.build import build_features
 
-    header = read_header(path)
     _, has_gpu = build_features()
-    reading = reading_for(read_memory(), on_accelerator=has_gpu and settings.n_gpu_layers != 0)
-    sizing = opening_window(settings, demand_of(header.shape, header.weights.total_bytes, settings), reading)
-    return settings.model_copy(update={"context": sizing.context}), sizing
+    return reading_for(read_memory(), on_accelerator=has_gpu and settings.n_gpu_layers != 0)
 
 
 def join(
@@ -98,7 +110,12 @@ def join(
     caster = getattr(engine, "row_caster", None)
     rotator = Rotator(engine.layout, engine.rope, caster)
     coding = DiskCoding(Codec(settings.disk_compression.value), (engine.rope,), caster)
-    disk = DiskTier(home / "kv", settings.disk_budget_bytes, coding)
+    if settings.model_disk_bytes is None:
+        disk = DiskTier(home / "kv", settings.disk_budget_bytes, coding)
+    else:
+        disk = ModelDiskTier(
+            home / "kv", settings.disk_budget_bytes, coding, engine.fingerprint, settings.model_disk_bytes
+        )
     store = TieredStore([RamTier(settings.ram_budget_bytes), disk])
     try:
         return kind(engine, store, rotator, settings, home, model)
@@ -115,7 +132,7 @@ def open_engine(path: Path, settings: Settings, where: Paths, fingerprint: Model
     scaling = RopeScaling[rope.scaling.upper()] if rope.scaling else None
     load = LoadSettings(
         path=path,
-        num_cells=num_cells(settings.context or settings.context_target),
+        num_cells=num_cells(settings.context or settings.context_target, settings.pool_tokens),
         kv_type_k=settings.k_type,
         kv_type_v=settings.v_type,
         max_sequences=settings.max_sequences,
@@ -143,7 +160,9 @@ def _settings(settings: Settings | None, given: Mapping[str, Any], home: str | P
     return load_settings({**settings.model_dump(exclude_unset=True), **changed}, home=home) if changed else settings
 
 
-def _fingerprint(path: Path, settings: Settings, where: Paths, on_bytes: Any) -> ModelFingerprint:
+def fingerprint_of(
+    path: Path, settings: Settings, where: Paths, on_bytes: Callable[[str, int, int], None] = lambda *_: None
+) -> ModelFingerprint:
     """The weights' hashes (taken once, cached), the RoPE overrides, and what else changes the rows.
 
     LLAMA_ATTN_ROT_DISABLE changes how quantized rows are stored, and the bytes carry no mark of it.

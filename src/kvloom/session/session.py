@@ -1,43 +1,28 @@
 """A session: one conversation over chunks, as a log of manifests. Every edit writes the next manifest.
 
-The façade that edges call. Rows, tiers and the device are the composer's business, storage the history's.
+The façade that edges call; its window, its states and its views are bases of it. Rows, tiers and the device are the
+composer's business, storage the history's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest, Slot, SlotKind
-from kvloom.context.policies.base import find_policy
 from kvloom.errors import ChunkError, ContentError, NothingToUndoError, UnknownChunkError, UsageError
 from kvloom.session.asking import Asking
 from kvloom.session.budget import Budget
 from kvloom.session.compression import Compression
 from kvloom.session.desk import Desk
 from kvloom.session.history import History
-from kvloom.session.recall import MIN_REF_CHARS, ledger_lines, one_line, recalled
+from kvloom.session.recall import MIN_REF_CHARS
 from kvloom.session.reply import ReplyOptions, ReplyStream
-from kvloom.session.status import context_usage
-from kvloom.session.values import (
-    Chunk,
-    CompressionEstimate,
-    CompressionResult,
-    ContextUsage,
-    LedgerLine,
-    Message,
-    Overflow,
-    ProgressCallback,
-    Reloaded,
-    Reply,
-    Snapshot,
-    Threshold,
-    Turn,
-    Warmed,
-)
+from kvloom.session.session_states import SessionStates
+from kvloom.session.session_views import SessionViews
+from kvloom.session.session_window import SessionWindow
+from kvloom.session.values import Chunk, ProgressCallback, Reloaded, Reply, TurnPlan, Warmed
 from kvloom.session.watch import Watch
 from kvloom.types import ChunkId, F32Array, Fidelity, SessionId
 
@@ -45,7 +30,7 @@ if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
 
-class Session:
+class Session(SessionWindow, SessionStates, SessionViews):
     """One conversation. Safe to use from several threads: edits and replies take turns.
 
     Every method raises SessionClosedError after `close()`, and SessionBusyError where an edit is tried from inside
@@ -197,12 +182,15 @@ class Session:
         """
         with self._desk.editing():
             manifest, library = self.manifest, self.loom.library
+            standing = [(ChunkId(slot.ref), slot.name) for slot in manifest.chunks if not slot.part]
+            # Behind an undo a name may be ahead of what stands here under it: its file counts all the same.
+            ahead = [one.new for one in library.moved(standing)]
             unreadable: ContentError | None = None
             try:
-                library.reload(manifest.chunk_ids)
+                library.reload([*manifest.chunk_ids, *ahead])
             except ContentError as error:
                 unreadable = error
-            moved = library.moved((ChunkId(slot.ref), slot.name) for slot in manifest.chunks if not slot.part)
+            moved = library.moved(standing)
             for one in moved:
                 manifest = self.loom.prompts.swapped(manifest, one.old, one.new, one.name)
             self._desk.commit("reload " + " ".join(one.name for one in moved), self._budget.fitting(manifest))
@@ -237,19 +225,6 @@ class Session:
             refs = {known[number - 1].ref for number in turns}
             self._desk.commit(f"clear turns {sorted(turns)}", self.manifest.without(refs))
 
-    def undo(self) -> str:
-        """Take the last change back, a whole turn included; what was undone, in words.
-
-        Raises NothingToUndoError at the session's first manifest.
-        """
-        with self._desk.editing():
-            operation = self._desk.undo()
-            self.loom.ensure_window(self.manifest.window)
-            if operation.startswith("erase "):
-                with suppress(UnknownChunkError):  # purged since
-                    self.loom.restore_erased(ChunkId(operation.split()[1]))
-            return operation
-
     def recompute(self) -> int:
         """Compute every turn that carries the trace of a chunk that is off again, behind what is on now.
 
@@ -261,148 +236,6 @@ class Session:
             if traced:
                 self._desk.commit("recompute", manifest.recomputed())
             return traced
-
-    # -- the window ---------------------------------------------------------------------------------------------
-
-    @property
-    def window(self) -> int:
-        """The most tokens that this context may hold, the reply included."""
-        return self._budget.window()
-
-    @property
-    def policy(self) -> str:
-        """What leaves the window when it overflows: see `kvloom.policies()`."""
-        return self._budget.policy_name()
-
-    @policy.setter
-    def policy(self, name: str) -> None:
-        find_policy(name)
-        with self._desk.editing():
-            self._desk.commit(f"policy {name}", replace(self.manifest, policy=name))
-
-    def resize(self, num_tokens: int | None) -> int:
-        """A window of another size; None takes what memory allows. The window now.
-
-        The model stays loaded, the conversation as it is; running replies of this loom wait. Raises UsageError below
-        what is used (with the numbers), EngineMemoryError where the memory is not there: the old size stays.
-        """
-        with self._desk.editing():
-            wanted = self.loom.automatic_window() if num_tokens is None else num_tokens
-            used, least = self.manifest.num_tokens, self.manifest.num_tokens + min(64, wanted // 4)
-            if wanted < least:
-                raise UsageError(
-                    f"a window of {wanted} tokens cannot hold the {used} in use and a reply: give {least} or more, or "
-                    "make the context smaller first (/context compress, /deactivate, /clear)"
-                )
-            self.loom.ensure_window(wanted)
-            self._desk.snapshot_before("resize")
-            self._desk.commit(f"resize {wanted}", replace(self.manifest, window=wanted))
-            self.loom.shrink_pool()
-            return self._budget.window()
-
-    def resize_notice(self, num_tokens: int | None) -> str:
-        """What a resize would cost, to be said before it; "" where the model stays loaded."""
-        del num_tokens
-        return ""
-
-    def compress(
-        self, strategy: str | None = None, *, dry_run: bool = False, progress: ProgressCallback | None = None
-    ) -> CompressionResult | CompressionEstimate:
-        """Old turns become a summary (`hybrid`, `summarize`) or leave (`truncate`); the ledger keeps them.
-
-        `dry_run` only estimates. Raises CompressionError where there is nothing to compress or it gains too little.
-        """
-        self._compression.stop()
-        with self._desk.editing():
-            if dry_run:
-                return self._compression.estimate(strategy)
-            self._desk.cancel.clear()
-            return self._compression.compress(strategy, progress)
-
-    @property
-    def is_compressing(self) -> bool:
-        """Whether a compression runs in the background."""
-        return self._compression.is_running
-
-    def wait_for_compression(self, timeout_s: float | None = None) -> bool:
-        """Until the compression in the background has ended; False where it has not in time."""
-        return self._compression.wait(timeout_s)
-
-    def on_threshold(self, share: float, callback: Callable[[Threshold], object]) -> Callable[[], None]:
-        """Call `callback` when the context passes `share` of what it may hold; returns what ends that."""
-        return self._watch.on_threshold(share, callback)
-
-    def on_before_overflow(self, callback: Callable[[Overflow], object]) -> Callable[[], None]:
-        """Call `callback` before a question that does not fit is refused or makes room; returns what ends that."""
-        return self._watch.overflow.subscribe(callback)
-
-    # -- states -------------------------------------------------------------------------------------------------
-
-    def snapshot(self, title: str = "") -> Snapshot:
-        """The present state under an id; durable on return, without any inference."""
-        with self._desk.editing():
-            return self._desk.snapshots.value(self._desk.snapshots.take(title))
-
-    def snapshot_now(self, reason: str) -> None:
-        """An automatic snapshot, whether or not somebody edits or asks: what stands now is in the log already."""
-        self._desk.snapshots.automatic(reason)
-
-    def snapshots(self) -> list[Snapshot]:
-        """This session's snapshots, the newest first."""
-        self._desk.check_open()
-        return self._desk.snapshots.list()
-
-    def restore(self, ref: str | None = None) -> Snapshot:
-        """Back to a snapshot (the newest by default), with its KV; `undo()` takes it back.
-
-        Raises UnknownSnapshotError, SnapshotError where it is damaged; the context is as before then.
-        """
-        with self._desk.editing():
-            snapshots = self._desk.snapshots
-            record = snapshots.latest() if ref is None else snapshots.get(ref)
-            manifest = self._desk.adopted(snapshots.manifest(record))
-            self.loom.ensure_window(manifest.window)
-            self._desk.snapshot_before("restore")
-            self._desk.commit(f"restore {record.id}", manifest)
-            return snapshots.value(record)
-
-    def fork(self, ref: str | None = None, name: str = "") -> Session:
-        """Another session that goes on from a snapshot, or from here; this one stays as it is."""
-        with self._desk.editing():
-            at = self._history.head if ref is None else self._desk.snapshots.get(ref).manifest
-            fork = self.loom.log.fork(self.id, at, name)
-        return self.loom.session(id=fork)
-
-    def delete_snapshot(self, ref: str) -> Snapshot:
-        """A snapshot gone; what it held is still in the log while undo can reach it. What was deleted."""
-        with self._desk.editing():
-            record = self._desk.snapshots.get(ref)
-            value = self._desk.snapshots.value(record)
-            self._desk.snapshots.delete(record)
-            return value
-
-    def snapshot_messages(self, ref: str) -> list[Message]:
-        """The messages of a snapshot as they were, without restoring it."""
-        self._desk.check_open()
-        stored = self._desk.snapshots.messages(self._desk.snapshots.get(ref))
-        return [Message(message.role, message.content, message.turn) for message in stored]
-
-    def ledger(self) -> list[LedgerLine]:
-        """What was ever given here and is not in the prompt, why, and how to get it back; the oldest first."""
-        self._desk.check_open()
-        with self._desk.editing():
-            return ledger_lines(self.loom, self._history)
-
-    def recall(self, *refs: str) -> None:
-        """Turns and chunks of the ledger back into the context, in their old order.
-
-        Raises UsageError where the ledger has no such line, ContextOverflowError where it does not fit.
-        """
-        with self._desk.editing():
-            manifest, lines = self.manifest, self._history.ledger()
-            for ref in refs:
-                manifest = recalled(manifest, self._history, one_line(lines, ref))
-            self._desk.commit("recall " + " ".join(ref[:12] for ref in refs), self._budget.fitting(manifest))
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -449,6 +282,14 @@ class Session:
             raise NothingToUndoError("there is no turn to try again; ask something first")
         return self._asking.ask_again(chosen, progress)
 
+    def plan(self, text: str | None, max_tokens: int | None = None) -> TurnPlan:
+        """What `stream(text)` would take (None: what `retry_stream()` would), before any work and with nothing changed.
+
+        Raises ContextOverflowError as they do.
+        """
+        with self._desk.editing():
+            return self._asking.plan(text, max_tokens)
+
     def next_logits(self, text: str) -> F32Array:
         """Logits (n_vocab,) from which `generate(text)` would draw its first token. Changes nothing.
 
@@ -465,47 +306,6 @@ class Session:
     def cancel(self) -> None:
         """Stop the running reply between two steps; from any thread or a signal handler."""
         self._desk.cancel.set()
-
-    # -- looking ------------------------------------------------------------------------------------------------
-
-    def history(self) -> list[Turn]:
-        """The turns of this context, in order."""
-        self._desk.check_open()
-        manifest = self.manifest
-        turns = []
-        for number, slot in enumerate(manifest.turns, 1):
-            record = self._history.turn(slot.ref)
-            turns.append(
-                Turn(
-                    slot.ref, number, record.user, record.answer, record.reasoning, record.finish_reason,
-                    slot.num_tokens, manifest.traces(slot), slot.pinned, record.replaces,
-                )
-            )  # fmt: skip
-        return turns
-
-    def messages(self) -> list[Message]:
-        """The conversation as messages, the system prompt first."""
-        messages = [Message("system", self.system)] if self.system else []
-        for turn in self.history():
-            messages.append(Message("user", turn.user, turn.number))
-            messages.append(Message("assistant", turn.answer, turn.number))
-        return messages
-
-    def tokens(self) -> list[int]:
-        """The token ids of the whole context, exactly as the engine holds them."""
-        self._desk.check_open()
-        return self.manifest.token_ids()
-
-    def prompt(self) -> str:
-        """The text of `tokens()`, special tokens spelled out."""
-        vocabulary = self.loom.engine.vocabulary
-        pieces = (vocabulary.token_bytes(token, special=True) for token in self.tokens())
-        return b"".join(pieces).decode("utf-8", "replace")
-
-    def usage(self) -> ContextUsage:
-        """What the window holds, by segment. Looking costs no context."""
-        self._desk.check_open()
-        return context_usage(self.loom, self.manifest, self.id, self._budget)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from kvloom.config import Settings
 from kvloom.memory.reading import MemoryPicture, MemoryReading
 from kvloom.memory.sizing import Bound, Demand, Room, Sizing, SizingLimits, auto_size, explicit_size, window_ceiling
-from kvloom.model.footprint import CacheSpec
+from kvloom.model.footprint import CacheSpec, largest_fitting
 from kvloom.model.shape import ModelShape
-from kvloom.session.pool import num_cells
+from kvloom.session.pool import CELL_STEP, num_cells
 
 
 def limits_of(settings: Settings) -> SizingLimits:
@@ -56,6 +56,19 @@ def opening_window(settings: Settings, demand: Demand, reading: MemoryReading | 
     if room is None or not settings.context_auto:
         return _unmeasured(window_ceiling(demand.shape, limits), Bound.TARGET, demand)
     return auto_size(demand, room, limits)
+
+
+def pool_tokens(wanted: int, demand: Demand, sizing: Sizing) -> int:
+    """Cells that all may share beside a window that was chosen: as many as are wanted, where the budget has them."""
+    least = num_cells(sizing.context)
+    if wanted <= least or not sizing.budget_bytes:
+        return wanted if wanted > least else 0
+
+    def fits(cells: int) -> bool:
+        return replace(demand, num_cells=lambda _: cells).total_bytes(sizing.context) <= sizing.budget_bytes
+
+    found = largest_fitting(fits, wanted, CELL_STEP)
+    return found if found > least else 0
 
 
 def _unmeasured(window: int, bound: Bound, demand: Demand) -> Sizing:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest, Slot
-from kvloom.context.weave import Weave
 from kvloom.session.values import ContextUsage, Segment, TierStatus
 from kvloom.types import ChunkId, EntryId, TierName
 
@@ -16,37 +15,8 @@ if TYPE_CHECKING:
     from kvloom.session.budget import Budget
     from kvloom.session.loom import Loom
 
-COLDNESS = (TierName.DEVICE, TierName.RAM, TierName.DISK, TierName.REMOTE, TierName.NONE)
+COLDNESS = (TierName.DEVICE, TierName.RAM, TierName.DISK, TierName.REMOTE, TierName.NONE, TierName.UNKNOWN)
 """From warm to cold: a chunk of several parts is as cold as its coldest."""
-
-SMOOTHING = 0.3
-"""Weight of the newest measurement in a rate: machines are shared, single runs are noisy."""
-
-
-@dataclass
-class Rates:
-    """Seconds per token of placing and computing, measured on this machine in this process. None: not yet."""
-
-    place_s: float | None = None
-    compute_s: float | None = None
-
-    def note(self, weave: Weave) -> None:
-        """Learn from a weave that did one thing only: mixed ones cannot be told apart."""
-        if weave.loaded_tokens and not weave.computed_tokens:
-            self.place_s = _smooth(self.place_s, weave.seconds / weave.loaded_tokens)
-        elif weave.computed_tokens and not weave.loaded_tokens:
-            self.compute_s = _smooth(self.compute_s, weave.seconds / weave.computed_tokens)
-
-    def restore_s(self, tier: TierName, num_tokens: int) -> float | None:
-        """An estimate for bringing `num_tokens` to the device from `tier`."""
-        if tier is TierName.DEVICE:
-            return 0.0
-        rate = self.compute_s if tier is TierName.NONE else self.place_s
-        return None if rate is None else rate * num_tokens
-
-
-def _smooth(old: float | None, new: float) -> float:
-    return new if old is None else old + SMOOTHING * (new - old)
 
 
 def coldest(tiers: Sequence[TierName]) -> TierName:
@@ -85,7 +55,7 @@ def _segment(
     is_known = True
     for slot in slots:
         entry = loom.composer.entry_id(slot.tokens, slot.lineage)
-        tier = TierName.DEVICE if (entry, slot.position) in resident else loom.store.where(entry)
+        tier = TierName.DEVICE if (entry, slot.position) in resident else loom.composer.where(entry)
         cost = loom.rates.restore_s(tier, slot.num_tokens)
         is_known = is_known and cost is not None
         restore += cost or 0.0
@@ -105,6 +75,7 @@ def _segment(
         kv_bytes=num_tokens * loom.engine.layout.token_bytes,
         restore_s=restore if is_known else None,
         traces=manifest.traces(first),
+        is_estimate=not loom.counts_exactly,
     )
 
 

@@ -10,13 +10,15 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from kvloom.context.device import Holding
 from kvloom.context.manifest import Manifest, Tokens
-from kvloom.engine.base import Logits, Run
+from kvloom.engine.base import Logits, Run, Sampler
+from kvloom.engine.batcher import Chosen
 from kvloom.errors import CancelledError, EngineMemoryError, EngineStateError
 from kvloom.session.composer import Composed
 from kvloom.session.history import TurnRecord
@@ -115,7 +117,8 @@ class TurnRunner:
         device, composer = self._loom.device, self._loom.composer
         with device.lock:
             holding = device.holding(self._owner)
-            composed = self.compose(self._with_room(question, max_tokens), progress)
+            num_to_come = len(question.tokens) + max_tokens
+            composed = self.compose(self._with_room(question, max_tokens), progress, num_to_come)
             holding.is_busy = True  # nobody takes it away while the lock is free between two steps
         start = composed.manifest.span
         first: list[float] = []
@@ -133,11 +136,17 @@ class TurnRunner:
                 device.cut(holding, start)
             raise
         finally:
-            holding.is_busy = False
+            with device.lock:
+                holding.is_busy = False
         ended = time.perf_counter()
-        return Finished(sampled, _usage(composed, question, sampled, recomputed, (first[0] - began, ended - began)))
+        return Finished(
+            sampled,
+            usage_of(
+                composed, len(question.tokens), len(sampled.tokens), recomputed, (first[0] - began, ended - began)
+            ),
+        )
 
-    def compose(self, manifest: Manifest, progress: ProgressCallback | None) -> Composed:
+    def compose(self, manifest: Manifest, progress: ProgressCallback | None, num_to_come: int = 0) -> Composed:
         """Weave `manifest` into the session's own sequence. The caller holds the device's lock."""
 
         def on_step(done: int, total: int) -> None:
@@ -147,7 +156,7 @@ class TurnRunner:
         holding = self._loom.device.holding(self._owner)
         # Before anything is stored: a purge must find whatever holds a chunk's tokens.
         self._loom.library.record(manifest)
-        composed = self._loom.composer.compose(holding, manifest, on_step, self._cancel.is_set)
+        composed = self._loom.composer.compose(holding, manifest, on_step, self._cancel.is_set, num_to_come)
         self._loom.rates.note(composed.weave)
         return composed
 
@@ -169,7 +178,8 @@ class TurnRunner:
         for _ in range(MAX_RESTARTS):
             with device.lock:
                 holding = device.holding(self._owner)
-                composed = self.compose(question.manifest, None)
+                holding.gives_way = True
+                composed = self.compose(question.manifest, None, len(question.tokens) + max_tokens)
                 holding.is_busy = True
             start = composed.manifest.span
             try:
@@ -199,7 +209,8 @@ class TurnRunner:
         def may_go_on() -> bool:
             if not patience.is_interrupted():
                 return True
-            holding.is_busy = False
+            with device.lock:
+                holding.is_busy = False
             goes_on = patience.wait()
             with device.lock:
                 if not device.holds(holding):
@@ -270,37 +281,50 @@ class TurnRunner:
         max_tokens: int,
         options: ReplyOptions,
         first: list[float],
-        may_go_on: Callable[[], bool] = lambda: True,
+        may_go_on: Callable[[], bool] | None = None,
     ) -> Generator[Delta, None, Sampled]:
-        engine, device = self._loom.engine, self._loom.device
-        sampling = options.sampling(self._loom.settings.sampling.params())
-
-        def step(token: int, at: int) -> F32Array:
-            with device.lock:
-                if not device.num_free_cells():  # other sessions have grown meanwhile
-                    device.make_room(1, [holding], num_spare=0)
-                found = engine.decode([Run(holding.sequence, (token,), at, Logits.LAST)])[0]
-            if found is None:
-                raise EngineStateError("the engine gave no logits for a token that was decoded")
-            return found
-
-        sampler = engine.sampler(sampling)
+        engine = self._loom.engine
+        sampler = engine.sampler(options.sampling(self._loom.settings.sampling.params()))
+        loop = Loop(
+            engine.vocabulary, self._loom.builder.reasoning_tags, max_tokens, options,
+            lambda: self._cancel.is_set() or (may_go_on is not None and not may_go_on()),
+            lambda: first.append(time.perf_counter()),
+        )  # fmt: skip
         try:
-            loop = Loop(
-                engine.vocabulary, sampler, step, self._loom.builder.reasoning_tags, position, max_tokens, options,
-                lambda: self._cancel.is_set() or not may_go_on(), lambda: first.append(time.perf_counter()),
-            )  # fmt: skip
-            return (yield from loop.run(logits))
+            if may_go_on is not None:
+                return (yield from loop.run(self._step_by_step(holding, logits, position, sampler)))
+            stream = self._loom.device.batcher.stream(holding.sequence, position, logits, sampler, max_tokens)
+            try:
+                return (yield from loop.run(stream))
+            finally:
+                stream.close()
         finally:
             sampler.close()
+
+    def _step_by_step(
+        self, holding: Holding, logits: F32Array, position: int, sampler: Sampler
+    ) -> Generator[Chosen, None, None]:
+        """Tokens as they are asked for, nothing ahead: between two of them the cells may be given away."""
+        device = self._loom.device
+        for at in count(position):
+            token = sampler.sample(logits)
+            yield Chosen(token)
+            with device.lock:
+                device.make_room(1, [holding], num_spare=0)
+                found = device.decode([Run(holding.sequence, (token,), at, Logits.LAST)], holding)[0]
+            if found is None:
+                raise EngineStateError("the engine gave no logits for a token that was decoded")
+            logits = found
 
     def _finish(
         self, holding: Holding, composed: Composed, question: Question, sampled: Sampled, commit: Commit
     ) -> None:
         """Bring the last tokens into the cache, store the turn's rows, make it part of the session: the last step."""
         composer, start = self._loom.composer, composed.manifest.span
-        decoded = start + len(question.tokens) + sampled.num_decoded
-        is_held = composer.weaver.end_at(holding, decoded, sampled.tokens[sampled.num_decoded :])
+        begin = start + len(question.tokens)
+        last = composer.engine.last_position(holding.sequence)
+        num_held = min(sampled.num_kept, 0 if last is None else last + 1 - begin)
+        is_held = composer.weaver.end_at(holding, begin + num_held, sampled.tokens[num_held:])
         record = TurnRecord(
             uuid.uuid4().hex, question.text, sampled.answer, sampled.reasoning, sampled.finish_reason,
             len(question.tokens), time.time(), self._next_ordinal(),
@@ -312,19 +336,20 @@ class TurnRunner:
         commit(manifest, record)
 
 
-def _usage(
-    composed: Composed, question: Question, sampled: Sampled, recomputed: int, times: tuple[float, float]
+def usage_of(
+    composed: Composed, num_question: int, num_completion: int, recomputed: int, times: tuple[float, float]
 ) -> Usage:
-    woven, num_prompt = composed.weave, len(question.tokens)
+    """What a reply cost. `times`: seconds to its first token, and to its end."""
+    woven = composed.weave
     return Usage(
-        prompt_tokens=woven.reused_tokens + woven.loaded_tokens + woven.computed_tokens + num_prompt,
+        prompt_tokens=woven.reused_tokens + woven.loaded_tokens + woven.computed_tokens + num_question,
         reused_tokens=woven.reused_tokens,
         loaded_tokens=woven.loaded_tokens,
-        computed_tokens=woven.computed_tokens + num_prompt,
+        computed_tokens=woven.computed_tokens + num_question,
         rotated_tokens=woven.rotated_tokens,
         recomputed_tokens=recomputed,
         dropped_tokens=woven.dropped_tokens,
-        completion_tokens=len(sampled.tokens),
+        completion_tokens=num_completion,
         fidelity=composed.manifest.fidelity,
         ttft_s=times[0],
         weave_s=woven.seconds,

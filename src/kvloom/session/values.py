@@ -13,7 +13,10 @@ from kvloom.types import ChunkId, EntryId, Fidelity, SessionId, TierName, Usage
 
 @dataclass(frozen=True)
 class Chunk:
-    """A known chunk under one name. `id` is the SHA-256 of its bytes; `num_parts` > 1 where it was split."""
+    """A known chunk under one name. `id` is the SHA-256 of its bytes; `num_parts` > 1 where it was split.
+
+    `is_estimate`: nobody has counted its tokens.
+    """
 
     id: ChunkId
     name: str
@@ -22,11 +25,15 @@ class Chunk:
     size_bytes: int
     source: str = ""
     is_new: bool = True
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True)
 class ChunkStatus:
-    """A chunk and where its KV is. `tier` is the coldest tier that any part of it has to come from."""
+    """A chunk and where its KV is. `tier` is the coldest tier that any part of it has to come from.
+
+    `is_estimate`: nobody has counted its tokens.
+    """
 
     id: ChunkId
     name: str
@@ -37,6 +44,7 @@ class ChunkStatus:
     source: str = ""
     is_stale: bool = False
     is_erased: bool = False
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,14 @@ class Reply:
     notices: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     came_back: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TurnPlan:
+    """What a question would take, before any work: the prompt it would be computed behind and with, and its reply."""
+
+    num_prompt_tokens: int
+    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -246,8 +262,9 @@ class Segment:
     """A run of the context, in the order of the prompt; inactive chunks are listed too, with `is_active` False.
 
     `kind`: "head", "chunk", "turn". `restore_s` estimates what it would take to bring it to the device from where it
-    is, from rates measured on this machine in this process (0 on the device; None where nothing was measured yet).
-    `traces`: chunks that are off now and that this turn was computed behind.
+    is, from rates measured on this machine (0 on the device; None where nothing was measured yet, or where `tier` is
+    unknown). `traces`: chunks that are off now and that this turn was computed behind. `is_estimate`: nobody has
+    counted its tokens.
     """
 
     kind: str
@@ -263,6 +280,7 @@ class Segment:
     kv_bytes: int
     restore_s: float | None
     traces: tuple[ChunkId, ...] = ()
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True)

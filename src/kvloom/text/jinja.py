@@ -63,7 +63,7 @@ class JinjaTemplate:
         except JinjaError as exc:
             raise TemplateError(f"the model's chat template cannot be compiled: {exc}") from exc
 
-    def render(self, messages: Sequence[Mapping[str, str]], **values: object) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], **values: object) -> str:
         """The prompt for `messages`. Raises TemplateError whatever the template does."""
         try:
             return self._template.render(messages=[dict(m) for m in messages], **values)

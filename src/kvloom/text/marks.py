@@ -82,6 +82,13 @@ class Marks:
         """The render without its marks."""
         return self._pattern.sub("", rendered)
 
+    def tail(self, rendered: str) -> str:
+        """What stands behind the last mark: all of it where there is none."""
+        end = 0
+        for match in self._pattern.finditer(rendered):
+            end = match.end()
+        return rendered[end:]
+
     def cut(self, rendered: str) -> list[Segment] | None:
         """The segments between the marks, empty template runs left out; None where a pair of marks is torn."""
         segments: list[Segment] = []

@@ -109,6 +109,11 @@ class PromptBuilder:
         return self._template.has_system_role
 
     @property
+    def chat_template(self) -> ChatTemplate:
+        """The template in use: the model's own, or the fallback that `notes` speaks of."""
+        return self._template
+
+    @property
     def template_source(self) -> str:
         """The jinja2 source in use: the model's own, or the fallback that `notes` speaks of."""
         return self._template.source
@@ -126,6 +131,10 @@ class PromptBuilder:
         parts = split(text, self._sizes)
         texts = [_chunk_text(name, part, is_continued=number > 0) for number, part in enumerate(parts)]
         return tuple(self._chunk_piece(body, name, number) for number, body in enumerate(texts))
+
+    def text_pieces(self, text: str) -> tuple[tuple[int, ...], ...]:
+        """The ids of each part of `text` as it stands, without header or separator."""
+        return tuple(self.tokenizer.content(part) for part in split(text, self._sizes))
 
     def turn_prompt(self, history: Sequence[Message], user: str) -> Piece:
         """The TURN piece for a new question behind `history` (user and assistant messages, alternating)."""

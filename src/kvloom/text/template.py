@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import Any
 
 from kvloom.engine.base import Vocabulary
 from kvloom.errors import TemplateError
@@ -105,11 +106,11 @@ class ChatTemplate:
             raise TemplateError("a conversation opens with a message of the user")
         opening = [Content(SegmentKind.SYSTEM, 0, system)]
         opening += [Content(SegmentKind.CHUNK, index, text) for index, text in enumerate(chunks)]
-        unmarked = self._strip_bos(self._run(self._messages(opening, messages, None), add_generation_prompt))
+        unmarked = self._run(self._messages(opening, messages, None), add_generation_prompt)
         segments: list[Segment] | None = None
         for side in (Side.OUTSIDE, Side.INSIDE, Side.BARE):
             marks = Marks([system, *chunks, *(m.content + m.reasoning for m in messages)])
-            marked = self._strip_bos(self._run(self._messages(opening, messages, (marks, side)), add_generation_prompt))
+            marked = self._run(self._messages(opening, messages, (marks, side)), add_generation_prompt)
             segments = marks.cut(marked)
             if segments is None or side is Side.BARE:
                 continue
@@ -117,6 +118,17 @@ class ChatTemplate:
                 self._check_whole(segments, messages)
                 return Rendered(tuple(segments))
         return self._altered(segments, unmarked, messages)
+
+    def write(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, values: Mapping[str, object]
+    ) -> str:
+        """What the template itself makes of `messages`, without BOS where the vocabulary adds it.
+
+        `values` go before those of this object. Raises TemplateError where the template refuses them.
+        """
+        return self._strip_bos(
+            self._template.render(messages, add_generation_prompt=add_generation_prompt, **{**self._values, **values})
+        )
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -155,7 +167,7 @@ class ChatTemplate:
         return out
 
     def _run(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **self._values)
+        return self.write(messages, add_generation_prompt=add_generation_prompt, values={})
 
     def _strip_bos(self, rendered: str) -> str:
         """BOS is ours to add, once, where the vocabulary wants it."""

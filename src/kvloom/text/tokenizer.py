@@ -10,6 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from kvloom.engine.base import Vocabulary
 
@@ -19,6 +20,15 @@ _MIN_CACHED_CHARS = 256
 """Below this, hashing and locking cost as much as tokenizing."""
 _SPM_FENCES = ("\n", "\x01", "|")
 """Texts to tokenize behind, so that SentencePiece adds its space in front of them and not in front of ours."""
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """A token that only a template may emit, and the characters `start` to `stop` of the text that it came from."""
+
+    token: int
+    start: int
+    stop: int
 
 
 class PieceTokenizer:
@@ -31,6 +41,7 @@ class PieceTokenizer:
     def __init__(self, vocabulary: Vocabulary, reserved: Iterable[str] = ()) -> None:
         self.vocabulary = vocabulary
         words = sorted(word for word in set(reserved) if len(word) > 1 and self._is_one_token(word))
+        self._words = frozenset(words)
         # Matches the seam behind the first character of each word: there the text is cut in two runs.
         seams = (f"(?<={re.escape(word[0])})(?={re.escape(word[1:])})" for word in words)
         self._seam = re.compile("|".join(seams)) if words else None
@@ -56,6 +67,22 @@ class PieceTokenizer:
         for token in tokens:
             offsets.append(offsets[-1] + len(self.vocabulary.token_bytes(token, special=True)))
         return tuple(offsets)
+
+    def specials(self, text: str) -> tuple[SpecialToken, ...]:
+        """Where template text turns into tokens that content never yields, in order."""
+        tokens = self.template(text)
+        if tokens == self.content(text):
+            return ()
+        data, found, end = text.encode(), [], 0
+        for token in tokens:
+            spelled = self.vocabulary.token_bytes(token, special=True)
+            if self.vocabulary.is_control(token) or spelled.decode("utf-8", "replace") in self._words:
+                # Searched, not summed up: SentencePiece may spell a space more than the text has.
+                start = data.find(spelled, end)
+                if start >= 0:
+                    end = start + len(spelled)
+                    found.append(SpecialToken(token, len(data[:start].decode()), len(data[:end].decode())))
+        return tuple(found)
 
     def forget(self) -> None:
         """Nothing cached any more: the vocabulary counts otherwise now."""

@@ -67,6 +67,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         row("resize-up-and-down", "splice", 2.0, 1.0) | {"peer": "limit"},
         row("facts-adaptive", "splice", 0.95, 0.9) | {"peer": "plain sight"},
     ],
+    "snapshots": [
+        row("save-8k", "splice", None),
+        row("load-8k", "splice", 90.0) | {"peer": "computing it once"},
+        row("load-fresh-8k", "splice", 60.0) | {"peer": "computing it once"},
+    ],
     "codecs": [coded("off", 1.01, 0.0), coded("lossless", 0.86, 0.0), coded("low4", 0.26, 0.01)],
 }
 SHOWN = {
@@ -75,6 +80,7 @@ SHOWN = {
     "fidelity": {"splice", "blend", "first-k", "exact", "re-batching floor"},
     "decode": {"kvloom", "llama.cpp server", "bare native loop", "decode-overhead", "plan"},
     "room": {"restore-tail-5", "resize-up-and-down", "facts-adaptive"},
+    "snapshots": {"load-8k", "load-fresh-8k"},
     "codecs": {"off", "lossless", "low4", "write", "read", "compute"},
 }
 

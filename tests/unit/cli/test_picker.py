@@ -133,3 +133,12 @@ def test_a_snapshot_that_cannot_be_read_says_so_in_its_preview() -> None:
         raise SnapshotError("it is damaged")
 
     assert "it is damaged" in Choice(ALL, read).preview()
+
+
+def test_an_interrupt_from_outside_leaves_as_a_key_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prompt_toolkit.application.Application.run", interrupted)
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        assert pick_snapshot(ALL, messages_of) is None

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from kvloom.cli import context_verbs as verbs
 from kvloom.cli.chat import Chat
 from kvloom.cli.line import parse_line
-from kvloom.errors import KvloomError
+from kvloom.errors import CancelledError, KvloomError
 from tests.unit.cli.conftest import Kvloom, Ran, results
 
 TURNS = "".join(f"question number {number}, with some more words\n" for number in range(4))
@@ -256,3 +257,28 @@ def test_a_json_line_holds_the_whole_snapshot(kvloom: Kvloom) -> None:
         "compression_ratio": float, "kv_bytes": int,
     }  # fmt: skip
     assert {name: type(taken[name]) for name in promised} == promised
+
+
+def test_leaving_the_picker_says_that_nothing_was_changed(chat: Chat) -> None:
+    chat.session.snapshot("here")
+    before = chat.session.manifest
+    chat.pick = lambda _snapshots, _read: None
+    result = verbs.restore(chat, "")
+    assert result.data == {"restored": None}
+    assert result.view == "no snapshot was chosen; nothing was changed, the context is as before"
+    assert chat.session.manifest == before
+
+
+def test_an_interrupt_behind_a_restore_says_that_the_conversation_is_back(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = chat.session.snapshot("here")
+    chat.session.clear()
+
+    def interrupted() -> None:
+        raise CancelledError("cancelled")
+
+    monkeypatch.setattr(chat, "warm", interrupted)
+    result = verbs.restore(chat, "here")
+    assert "interrupted while its KV was placed: the next question does that" in str(result.view)
+    assert len(chat.session.history()) == taken.num_turns

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from kvloom.cli.context_verbs import policies
+import kvloom
+from kvloom.cli.context_verbs import POLICY_TEXTS, policies
 from kvloom.cli.standing import AutoCompress, read_standing
+from kvloom.config.groups import PolicyName
 from kvloom.context.policies.base import policy_names
 from kvloom.memory.monitor import MemoryMonitor
 from kvloom.memory.reading import MemoryKind, MemoryPicture, MemoryReading
@@ -21,8 +24,9 @@ RAM = MemoryReading("ram", MemoryKind.RAM, 16 * GIB, 4 * GIB, 12 * GIB, "test")
 VRAM = MemoryReading("gpu 0", MemoryKind.VRAM, 8 * GIB, 7 * GIB, GIB, "test")
 
 
-def test_every_policy_that_there_is_can_be_chosen() -> None:
-    assert sorted(policies()) == sorted(policy_names())
+def test_every_policy_that_there_is_can_be_chosen_in_a_chat_and_in_the_settings() -> None:
+    assert policies() == policy_names() == kvloom.policies()
+    assert set(get_args(PolicyName)) == set(policies()) == set(POLICY_TEXTS)
 
 
 @pytest.fixture

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvloom.errors import StoreError, StoreFullError
@@ -198,20 +202,44 @@ def test_a_flush_waits_for_all_that_was_put_before_even_when_later_puts_are_purg
     store.close()
 
 
-def test_pending_entries_are_found_although_ram_has_evicted_them(tmp_path: Path) -> None:
+def test_what_waits_to_be_written_stays_in_ram_and_in_its_budget(tmp_path: Path) -> None:
     disk = GatedDisk(tmp_path)
     entries = [entry_of(i) for i in range(3)]
-    store = TieredStore([RamTier(int(entries[0].rows.nbytes * 1.5)), disk])
-    for entry in entries:
-        store.put(entry)
-    for entry in entries:
-        assert store.where(entry.id) is TierName.RAM
-        assert same(store.get(entry.id), entry)
-    assert set(store.ids()) == {e.id for e in entries}
-    assert store.stats().num_pending == 3
+    ram = RamTier(int(entries[0].rows.nbytes * 2.8))
+    store = TieredStore([ram, disk])
+    store.put(entries[0])
+    store.put(entries[1])
+    third = threading.Thread(target=store.put, args=(entries[2],))
+    third.start()
+    third.join(0.1)
+    assert third.is_alive(), "it would have to push out what is not written yet"
+    assert ram.ids() == [entries[0].id, entries[1].id]
+    assert store.stats().num_pending == 2
     disk.gate.set()
+    third.join()
+    assert ram.nbytes <= ram.budget_bytes
+    assert all(same(store.get(entry.id), entry) for entry in entries)
     store.close()
     assert all(disk.contains(e.id) for e in entries)
+
+
+def test_a_part_of_a_larger_buffer_does_not_wait_with_all_of_it(tmp_path: Path, ram: RamTier) -> None:
+    disk = GatedDisk(tmp_path)
+    entry = entry_of(1)
+    buffer = np.zeros(10 * entry.rows.nbytes, np.uint8)
+    buffer[: entry.rows.nbytes] = entry.rows.data
+    is_freed = threading.Event()
+    weakref.finalize(buffer, is_freed.set)
+    store = TieredStore([ram, disk])
+    store.put(replace(entry, rows=replace(entry.rows, data=buffer[: entry.rows.nbytes])))
+    assert disk.entered.wait(30)
+    del buffer
+    gc.collect()
+    assert is_freed.is_set()
+    assert store.stats().num_pending == 1
+    disk.gate.set()
+    store.close()
+    assert same(disk.get(entry.id), entry)
 
 
 def test_a_put_waits_while_too_much_is_pending(tmp_path: Path, ram: RamTier) -> None:

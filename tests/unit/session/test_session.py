@@ -637,6 +637,20 @@ def test_a_file_that_another_session_reloaded_is_stale_here_and_swapped_by_reloa
     assert not any(s.is_stale for s in chat.usage().segments)
 
 
+def test_a_reload_behind_an_undo_takes_what_the_file_holds_now(loom: Loom, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("a first text")
+    with loom.session() as chat:
+        chat.load(file)
+        file.write_text("a second text")
+        chat.reload()
+        chat.undo()
+        file.write_text("a third text")
+        chat.reload()
+        assert "a third text" in chat.prompt()
+        assert not any(segment.is_stale for segment in chat.usage().segments)
+
+
 def test_one_unreadable_file_does_not_keep_the_others_from_being_reloaded(loom: Loom, tmp_path: Path) -> None:
     chat = loom.session()
     for name in ("a.txt", "b.txt"):

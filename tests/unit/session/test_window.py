@@ -119,6 +119,19 @@ def test_adaptive_brings_back_the_turn_that_the_question_is_about(loom: Loom) ->
     assert len(reply.came_back) == 1
 
 
+def test_a_turn_comes_back_again_after_a_restore_has_taken_it_out(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    ask(chat, "the harbour of Valparaiso lies in the south")
+    fill(chat, 20)
+    before = chat.snapshot("before")
+    for _ in range(2):
+        ask(chat, "what about the harbour of Valparaiso?")
+        assert any("Valparaiso lies" in turn.user for turn in chat.history())
+        chat.restore(before.id)
+        assert not any("Valparaiso lies" in turn.user for turn in chat.history())
+
+
 def test_what_was_cleared_does_not_come_back_by_itself(loom: Loom) -> None:
     chat = loom.session()
     chat.policy = "adaptive"

@@ -1,10 +1,22 @@
-"""Small, real vocabularies: longest match over a lexicon, bytes underneath, special tokens beside. No model needed."""
+"""Small, real vocabularies: longest match over a lexicon, bytes underneath, special tokens beside. No model needed.
+
+And those of real models, out of their files.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import llama_cpp
 
 from kvloom.engine.base import Vocabulary
+from kvloom.engine.llamacpp.load import NativeModel
+from kvloom.engine.llamacpp.vocab import LlamaCppVocabulary
 
 SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>")
 _LEXICON = (
@@ -86,3 +98,17 @@ class LexiconVocabulary(Vocabulary):
             ids.append(self._ids[text[at : at + size]])
             at += size
         return ids
+
+
+@contextmanager
+def real_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """A real model's vocabulary, without its weights."""
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    native = SimpleNamespace(
+        vocabulary=llama_cpp.llama_model_get_vocab(model.model),
+        model=model.model,
+        metadata=SimpleNamespace(text=model.metadata.get),
+        settings=SimpleNamespace(path=path),
+    )
+    yield LlamaCppVocabulary(cast("NativeModel", native))
+    model.close()

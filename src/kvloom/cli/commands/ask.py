@@ -96,30 +96,40 @@ def count(
     options: Options,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Text files; - is standard input.")],
 ) -> None:
-    """Count the tokens of files, as the model sees them."""
+    """Count the tokens of files, as the model sees them.
+
+    Exactly, or marked with ~ where the model is behind an endpoint that counts nothing beforehand.
+    """
     output = options.output
     with output.progress() as progress, options.open_loom(progress) as loom:
         rows = [_counted(loom, path) for path in files]
         model = loom.status().model
     total = sum(row.num_tokens for row in rows)
-    lines = [f"{amounts.tokens(row.num_tokens):>12}  {amounts.printable(row.file)}" for row in rows]
+    is_estimate = any(row.is_estimate for row in rows)
+    lines = [
+        f"{amounts.tokens(row.num_tokens, is_estimate=row.is_estimate):>12}  {amounts.printable(row.file)}"
+        for row in rows
+    ]
     if len(rows) > 1:
-        lines.append(f"{amounts.tokens(total):>12}  total")
-    output.emit({"model": model, "files": rows, "num_tokens": total}, "\n".join(lines))
+        lines.append(f"{amounts.tokens(total, is_estimate=is_estimate):>12}  total")
+    data = {"model": model, "files": rows, "num_tokens": total, "is_estimate": is_estimate}
+    output.emit(data, "\n".join(lines))
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One file's exact count."""
+    """One file's count; `is_estimate` where the model is behind an endpoint that counts nothing beforehand."""
 
     file: str
     num_tokens: int
     num_characters: int
+    is_estimate: bool
 
 
 def _counted(loom: Loom, path: Path) -> Counted:
     text = sys.stdin.read() if str(path) == STANDARD_INPUT else read_text(path)
-    return Counted(str(path), loom.count(text), len(text))
+    count = loom.counted(text)
+    return Counted(str(path), count.num_tokens, len(text), count.is_estimate)
 
 
 def read_text(path: Path) -> str:

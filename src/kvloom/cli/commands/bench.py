@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kvloom.cli.options import JSON_ONLY, Options, takes
-
-BENCH = ("model", "json")
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Small and soon done: shows that it runs, proves nothing.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads of both sides.")]
@@ -28,108 +27,109 @@ OnlyFidelityOption = Annotated[
     str | None, typer.Option("--fidelity", metavar="A,B", help="Measure only these of splice, blend and exact.")
 ]
 
+
+@dataclass(frozen=True)
+class BenchOptions(Options):
+    """What every benchmark can be told."""
+
+    quick: QuickOption = False
+    threads: ThreadsOption = None
+    repeats: RepeatsOption = None
+    plot: PlotOption = None
+
+
+BENCH = ("quick", "threads", "repeats", "plot", "model", "json")
+
 app = typer.Typer(
     help="Benchmarks, side by side with llama.cpp's own server.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
 @app.command("switch")
-@takes(BENCH)
-def switch(
-    options: Options,
-    quick: QuickOption = False,
-    threads: ThreadsOption = None,
-    repeats: RepeatsOption = None,
-    plot: PlotOption = None,
-    cases: CasesOption = None,
-    fidelity: OnlyFidelityOption = None,
-) -> None:
+@takes(BENCH, BenchOptions)
+def switch(options: BenchOptions, cases: CasesOption = None, fidelity: OnlyFidelityOption = None) -> None:
     """Switch, reorder and insert documents.
 
     Time to first token against llama.cpp's own server.
     """
-    request = {"quick": quick, "threads": threads, "repeats": repeats}
-    run_bench("switch", options, request, plot, cases=cases, fidelity=fidelity)
+    run_bench("switch", options, cases=cases, fidelity=fidelity)
 
 
 @app.command("room")
-@takes(BENCH)
-def room(
-    options: Options,
-    quick: QuickOption = False,
-    threads: ThreadsOption = None,
-    repeats: RepeatsOption = None,
-    plot: PlotOption = None,
-) -> None:
+@takes(BENCH, BenchOptions)
+def room(options: BenchOptions) -> None:
     """Restore, compress, resize, and remember.
 
     Against a full prefill of the same tokens; planted facts by policy.
     """
-    run_bench("room", options, {"quick": quick, "threads": threads, "repeats": repeats}, plot)
+    run_bench("room", options)
+
+
+@app.command("snapshots")
+@takes(BENCH, BenchOptions)
+def snapshots(options: BenchOptions, cases: CasesOption = None) -> None:
+    """Save and load a snapshot at 1k, 8k and 32k tokens.
+
+    Here and in a fresh loom over the same home, to the next token, against computing it.
+    """
+    run_bench("snapshots", options, cases=cases)
 
 
 @app.command("restart")
-@takes(BENCH)
-def restart(
-    options: Options,
-    quick: QuickOption = False,
-    threads: ThreadsOption = None,
-    repeats: RepeatsOption = None,
-    plot: PlotOption = None,
-) -> None:
+@takes(BENCH, BenchOptions)
+def restart(options: BenchOptions) -> None:
     """Start a new process with stored KV.
 
     Time to first token against a cold prefill and llama.cpp's slot restore.
     """
-    run_bench("restart", options, {"quick": quick, "threads": threads, "repeats": repeats}, plot)
+    run_bench("restart", options)
 
 
 @app.command("fidelity")
-@takes(BENCH)
-def fidelity(
-    options: Options,
-    quick: QuickOption = False,
-    threads: ThreadsOption = None,
-    repeats: RepeatsOption = None,
-    plot: PlotOption = None,
-) -> None:
+@takes(BENCH, BenchOptions)
+def fidelity(options: BenchOptions) -> None:
     """Measure how far outputs move from a full prefill.
 
     KL, top-1 and NLL over the share that is recomputed, with the re-batching floor beside them.
     """
-    run_bench("fidelity", options, {"quick": quick, "threads": threads, "repeats": repeats}, plot)
+    run_bench("fidelity", options)
 
 
 @app.command("decode")
-@takes(BENCH)
-def decode(
-    options: Options,
-    quick: QuickOption = False,
-    threads: ThreadsOption = None,
-    repeats: RepeatsOption = None,
-    plot: PlotOption = None,
-) -> None:
+@takes(BENCH, BenchOptions)
+def decode(options: BenchOptions) -> None:
     """Measure tokens per second of a long reply.
 
     Against llama.cpp's server and the bare low-level loop.
     """
-    run_bench("decode", options, {"quick": quick, "threads": threads, "repeats": repeats}, plot)
+    run_bench("decode", options)
+
+
+@app.command("serve")
+@takes(BENCH, BenchOptions)
+def serve(
+    options: BenchOptions,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", metavar="FILE", help="A llama-server that was built like our llama.cpp, to run too."),
+    ] = None,
+    cases: CasesOption = None,
+) -> None:
+    """Serve 8 clients at once.
+
+    Tokens per second, first token, gaps, documents in common; against llama.cpp's own server.
+    """
+    run_bench("serve", options, server=server, cases=cases)
 
 
 @app.command("codecs")
-@takes(BENCH)
-def codecs(
-    options: Options,
-    quick: QuickOption = False,
-    threads: ThreadsOption = None,
-    repeats: RepeatsOption = None,
-    plot: PlotOption = None,
-) -> None:
+@takes(BENCH, BenchOptions)
+def codecs(options: BenchOptions) -> None:
     """Measure how stored KV is packed on disk.
 
     Size, time to write and to read, KL and top-1 of each coding, through the disk tier.
     """
-    run_bench("codecs", options, {"quick": quick, "threads": threads, "repeats": repeats}, plot)
+    run_bench("codecs", options)
 
 
 @app.command("plot")
@@ -146,21 +146,22 @@ def plot_stored(
     options.output.emit({"bench": document["bench"], "file": str(out)}, f"drawn: {out}")
 
 
-def run_bench(name: str, options: Options, request: dict[str, Any], plot: Path | None, **more: str | None) -> None:
-    """Runs `kvloom.bench.NAME.run`, shows its report and draws it into `plot`.
+def run_bench(name: str, options: BenchOptions, **more: str | None) -> None:
+    """Runs `kvloom.bench.NAME.run`, shows its report and draws it where that was asked for.
 
     A bar shows how far it is where someone watches; else every step is a line on standard error, for a log.
     """
     # By name: a benchmark stands above the edges, and needs llama.cpp's server, an extra that may not be installed.
     pictures = importlib.import_module("kvloom.bench.plot")
-    if plot is not None:
-        pictures.require_plot(plot)
+    if options.plot is not None:
+        pictures.require_plot(options.plot)
     module = importlib.import_module(f"kvloom.bench.{name}")
     setting = importlib.import_module("kvloom.bench.setting")
     is_watched = sys.stderr.isatty() and not options.json
     with options.output.progress() if is_watched else nullcontext() as progress:
-        report = module.run(setting.Request(model=options.model, progress=progress, **request), **more)
+        request = setting.Request(options.model, options.quick, options.threads, options.repeats, progress)
+        report = module.run(request, **more)
     report.show(as_json=options.json)
-    if plot is not None:
-        pictures.plot(report.document(), plot)
-        options.output.note(f"drawn: {plot}")
+    if options.plot is not None:
+        pictures.plot(report.document(), options.plot)
+        options.output.note(f"drawn: {options.plot}")

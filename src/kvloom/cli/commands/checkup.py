@@ -21,7 +21,7 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.options import HOME, Options, takes
-from kvloom.errors import KvloomError
+from kvloom.errors import KvloomError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,15 +71,25 @@ class Check:
 @takes(HOME)
 def doctor(
     options: Options,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENDPOINT",
+            help="An endpoint to check: http://host:port/v1#name or ollama:NAME; by default the settings' model.",
+            show_default=False,
+        ),
+    ] = "",
     network: Annotated[bool, typer.Option("--network", help="Also try to reach the model hub.")] = False,
 ) -> None:
     """Check that everything is here that a chat needs.
 
-    Python, llama.cpp, CPU, home, disk, catalog, models. Exit code 1 where something has to be done.
+    Python, llama.cpp, CPU, home, disk, catalog, models; with an endpoint: whether it answers and what it can do, and
+    nothing of llama.cpp here. Exit code 1 where something has to be done.
     """
     where = options.paths
-    checks = [check_python(), *check_engine(where), check_home(where), check_disk(where), check_catalog(where)]
-    checks += check_models(where)
+    engine = () if model else check_engine(where)
+    checks = [check_python(), *engine, check_home(where), check_disk(where), check_catalog(where)]
+    checks += check_endpoint(model) if model else check_models(where)
     if network:
         checks.append(check_hub())
     is_well = all(check.state is not State.FAIL for check in checks)
@@ -129,9 +139,12 @@ def default_model(where: Paths) -> Path | None:
     from kvloom.cli.commands.models import list_models
     from kvloom.config import load_settings
     from kvloom.model.registry import find_model
+    from kvloom.session.checkup import is_address
 
     with suppress(KvloomError):
-        return find_model(load_settings().model, where).path
+        name = load_settings().model
+        if not is_address(name):
+            return find_model(name, where).path
     return next((model.path for model in list_models(where) if model.path is not None), None)
 
 
@@ -211,6 +224,7 @@ def check_models(where: Paths) -> list[Check]:
     from kvloom.config import load_settings
     from kvloom.model.header import read_header
     from kvloom.model.registry import find_model
+    from kvloom.session.checkup import is_address
 
     here = [model for model in list_models(where) if model.path is not None]
     names = ", ".join(model.name for model in here) or "none fetched yet"
@@ -219,6 +233,8 @@ def check_models(where: Paths) -> list[Check]:
         name = load_settings().model
     except KvloomError as exc:
         return [*checks, Check("Settings", State.FAIL, str(exc), f"mend {where.config_file} or the variable it names")]
+    if is_address(name):
+        return [*checks, *check_endpoint(name)]
     try:
         model = find_model(name, where)
         header = read_header(model.path)
@@ -226,6 +242,37 @@ def check_models(where: Paths) -> list[Check]:
         return [*checks, Check("Default model", State.WARN, str(exc), f"kvloom pull {name}")]
     found = f"{model.name}: {header.name}, {header.file_type}, {amounts.size(header.file_bytes)}"
     return [*checks, Check("Default model", State.OK, found)]
+
+
+def check_endpoint(model: str) -> list[Check]:
+    """Whether an endpoint answers, and what it can do. Raises UsageError where it is no address."""
+    from kvloom.config import load_settings
+    from kvloom.session.checkup import examine_endpoint
+
+    try:
+        found = examine_endpoint(model, load_settings())
+    except UsageError:
+        raise
+    except KvloomError as exc:
+        advice = "start the server, or give its address as http://HOST:PORT/v1#MODEL or ollama:NAME"
+        return [Check("Endpoint", State.FAIL, str(exc), advice)]
+    serves = f"{amounts.tokens(found.window)} tokens served now" if found.window else "it does not say what it serves"
+    limit = f", up to {amounts.tokens(found.max_window)}" if found.max_window > found.window else ""
+    change = "; another one by --context or /context size" if found.is_resizable else "; fixed where it was started"
+    if found.window or found.is_resizable:
+        window = Check("Window", State.OK, f"{serves}{limit}{change}")
+    else:
+        window = Check("Window", State.WARN, serves, "give it by --context: a longer prompt may be refused or cut")
+    if found.counts_exactly:
+        tokens = Check("Tokens", State.OK, "counted by the server, exactly")
+    else:
+        tokens = Check("Tokens", State.OK, "estimated until they were computed, marked with ~; estimates learn")
+    return [
+        Check("Endpoint", State.OK, f"{found.server} at {found.where} answers, model {found.model or 'its only one'}"),
+        window,
+        tokens,
+        Check("KV", State.OK, "the server's own: no chunks' KV, no tiers, no fidelity other than exact"),
+    ]
 
 
 def checks_view(checks: list[Check]) -> RenderableType:

@@ -53,7 +53,8 @@ def add(
                     session.warm(progress)
                 loom.save(chunk.id)
                 loom.delete_session(session.id)
-    lines = [f"{amounts.short_id(c.id)} {c.name}: {amounts.tokens(c.num_tokens)} tokens" for c in chunks]
+    sizes = [amounts.tokens(chunk.num_tokens, is_estimate=chunk.is_estimate) for chunk in chunks]
+    lines = [f"{amounts.short_id(c.id)} {c.name}: {size} tokens" for c, size in zip(chunks, sizes, strict=True)]
     output.emit({"chunks": chunks}, "\n".join(lines))
 
 
@@ -67,7 +68,7 @@ def list_(
     from kvloom.cli.panels import chunks_table
 
     output = options.output
-    with output.progress() as progress, options.open_loom(progress) as loom:
+    with output.progress() as progress, options.open_stored(progress) as loom:
         chunks = loom.chunks(erased=erased)
     output.emit({"chunks": chunks}, lambda: chunks_table(chunks))
 

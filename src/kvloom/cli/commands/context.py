@@ -28,12 +28,18 @@ MaybeSnapshotArgument = Annotated[
 ]
 
 
-def _emit(options: Options, session: str | None, verb: Callable[[Chat], Result]) -> None:
+def _emit(options: Options, session: str | None, verb: Callable[[Chat], Result], *, needs_model: bool = False) -> None:
+    """Carries a verb out. `needs_model`: it computes, or asks for memory beside a loaded model."""
     from kvloom.cli import amounts
     from kvloom.cli.stored import stored_chat
+    from kvloom.session.stored import ModelNeededError
 
-    with stored_chat(options, session) as chat:
-        result = verb(chat)
+    try:
+        with stored_chat(options, session, needs_model=needs_model) as chat:
+            result = verb(chat)
+    except ModelNeededError:  # nothing was changed: a session of another model, say
+        with stored_chat(options, session) as chat:
+            result = verb(chat)
     view = "" if result.view is None else result.view
     options.output.emit(result.data, amounts.printable(view) if isinstance(view, str) else view)
 
@@ -72,7 +78,7 @@ def size(
     """Give the session a window of another size."""
     from kvloom.cli import context_verbs as verbs
 
-    _emit(options, session, lambda chat: verbs.size(chat, tokens))
+    _emit(options, session, lambda chat: verbs.size(chat, tokens), needs_model=True)
 
 
 @app.command("policy")
@@ -103,7 +109,7 @@ def compress(
     """Sum up old turns, or let them leave; the ledger keeps them."""
     from kvloom.cli import context_verbs as verbs
 
-    _emit(options, session, lambda chat: verbs.compress(chat, strategy, dry_run=dry_run))
+    _emit(options, session, lambda chat: verbs.compress(chat, strategy, dry_run=dry_run), needs_model=True)
 
 
 @app.command("clear")
@@ -150,7 +156,7 @@ def restore(options: Options, ref: MaybeSnapshotArgument = "", session: SessionO
     """
     from kvloom.cli import context_verbs as verbs
 
-    _emit(options, session, lambda chat: verbs.restore(chat, ref))
+    _emit(options, session, lambda chat: verbs.restore(chat, ref), needs_model=True)
 
 
 @app.command("fork")
@@ -204,4 +210,4 @@ def undo(options: Options, session: SessionOption = None) -> None:
     """Take the last change of the context back."""
     from kvloom.cli import context_verbs as verbs
 
-    _emit(options, session, verbs.undo)
+    _emit(options, session, verbs.undo, needs_model=True)

@@ -35,6 +35,8 @@ class Subject:
     shape: ModelShape
     weights: WeightBytes
     path: Path
+    notes: tuple[str, ...] = ()
+    is_here: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Places:
 def fit(
     options: Options,
     model: Annotated[
-        str, typer.Argument(help="A GGUF file, a model's name, or a config.json (or the folder that holds one).")
+        str,
+        typer.Argument(
+            help="A GGUF file, a model's name, a config.json (or the folder that holds one), or ollama:NAME."
+        ),
     ],
     max_: Annotated[bool, typer.Option("--max", help="Also the largest window that fits.")] = False,
     memory: Annotated[
@@ -77,17 +82,33 @@ def fit(
     from kvloom.config import load_settings
 
     settings = load_settings({"context": options.context, "kv_type": options.kv_type})
-    subject = read_subject(model, options.paths)
-    places = find_places(memory, gpus)
+    subject = read_subject(model, options.paths, settings)
+    if subject.notes and gpus is not None:
+        raise UsageError("--gpus needs the sizes of single layers, which an endpoint does not tell: name the GGUF file")
+    places = find_places(memory, gpus) if subject.is_here or memory is not None else Places((), 0, "")
     options.output.emit(*Forecast(subject, settings, places).result(want_max=max_))
 
 
-def read_subject(model: str, where: Paths) -> Subject:
-    """A model's shape, its weights, and where they were read. Raises ModelError."""
+ENDPOINT_NOTES = (
+    "weights, KV and buffers as kvloom itself would load it; what its server takes beside these is its own business",
+    "the server's KV type and the requests that it serves at once (Ollama: OLLAMA_KV_CACHE_TYPE, OLLAMA_NUM_PARALLEL) "
+    "scale the KV",
+)
+
+
+def read_subject(model: str, where: Paths, settings: Settings) -> Subject:
+    """A model's shape, its weights, and where they were read. Raises ModelError, UsageError, EngineError."""
     from kvloom.model.header import read_header
     from kvloom.model.hf_config import read_hf_model
     from kvloom.model.registry import find_model
+    from kvloom.model.shape import WeightBytes
+    from kvloom.session.checkup import is_address, read_endpoint_model
 
+    if is_address(model):
+        told = read_endpoint_model(model, settings)
+        # In one memory only their sum counts.
+        weights = WeightBytes(told.weights_bytes, (0,) * told.shape.num_layers, 0)
+        return Subject(told.shape, weights, Path(model), ENDPOINT_NOTES, told.is_here)
     path = Path(model).expanduser()
     if path.name == "config.json" or (path / "config.json").is_file():
         found = read_hf_model(path)
@@ -252,6 +273,7 @@ class Forecast:
             "free_bytes": sum(room.available_bytes for room in rooms) if rooms else None,
             "budget_bytes": sum(self.budgets) if rooms else None,
             "fits": self.fits(self.window) if rooms else None,
+            "notes": self.subject.notes,
         }
         if self.split is not None:
             data["host"] = _part_data(self.split.host, None)
@@ -283,6 +305,7 @@ class Forecast:
             rows.append(("note", "beyond the trained length it answers badly unless RoPE scaling is set"))
         if not found.is_complete:
             rows.append(("note", "this model has a recurrent state beside its KV, which is not in these numbers"))
+        rows += [("note", note) for note in self.subject.notes]
         return rows
 
     def _verdict(self, index: int) -> str:

@@ -12,6 +12,7 @@ from kvloom.cli.options import LOOM, Options, takes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from kvloom.session.loom import Loom
     from kvloom.session.values import SessionInfo, Turn
 
 app = typer.Typer(help="List, show and delete stored sessions.", no_args_is_help=True, rich_markup_mode=None)
@@ -24,10 +25,11 @@ RefArgument = Annotated[str, typer.Argument(metavar="ID", help="A session's name
 def list_(options: Options) -> None:
     """List the sessions of the home."""
     from kvloom.cli.panels import sessions_table
+    from kvloom.session.home import HomeSessions
 
     output = options.output
-    with output.progress() as progress, options.open_loom(progress) as loom:
-        found = loom.sessions()
+    with HomeSessions(options.paths.home) as home:
+        found = home.sessions()
     output.emit({"sessions": found}, lambda: sessions_table(found))
 
 
@@ -35,26 +37,35 @@ def list_(options: Options) -> None:
 @takes(LOOM)
 def show(options: Options, ref: RefArgument) -> None:
     """Show a session's turns and its context."""
+    from kvloom.session.stored import ModelNeededError
+
+    output = options.output
+    with output.progress() as progress:
+        try:
+            with options.open_stored(progress) as loom:
+                data, view = _shown(loom, ref)
+        except ModelNeededError:
+            with options.open_loom(progress) as loom:
+                data, view = _shown(loom, ref)
+    output.emit(data, view)
+
+
+def _shown(loom: Loom, ref: str) -> tuple[dict[str, object], RenderableType]:
+    """A session as data and for people."""
+    from rich.console import Group
+
     from kvloom.cli.context_view import context_rows, context_view
     from kvloom.cli.resume import find_session, resume
     from kvloom.cli.standing import read_standing
 
-    output = options.output
-    with output.progress() as progress, options.open_loom(progress) as loom:
-        info = find_session(loom, ref)
-        with resume(loom, info.id) as session:
-            turns, usage, status = session.history(), session.usage(), loom.status()
-            system, standing = session.system, read_standing(loom, session)
-    data = {
+    info = find_session(loom, ref)
+    with resume(loom, info.id) as session:
+        turns, usage, status = session.history(), session.usage(), loom.status()
+        system, standing = session.system, read_standing(loom, session)
+    data: dict[str, object] = {
         "session": info, "system": system, "turns": turns, "usage": usage, "rows": context_rows(usage.segments),
     }  # fmt: skip
-
-    def view() -> RenderableType:
-        from rich.console import Group
-
-        return Group(context_view(usage, status, standing, info.name or info.id), turns_text(info, turns))
-
-    output.emit(data, view)
+    return data, Group(context_view(usage, status, standing, info.name or info.id), turns_text(info, turns))
 
 
 def turns_text(info: SessionInfo, turns: list[Turn]) -> str:
@@ -73,11 +84,12 @@ def delete(
 ) -> None:
     """Delete sessions; the chunks they used stay."""
     from kvloom.cli.resume import find_session
+    from kvloom.session.home import HomeSessions
 
     output = options.output
-    with output.progress() as progress, options.open_loom(progress) as loom:
-        found = [find_session(loom, ref) for ref in refs]
+    with HomeSessions(options.paths.home) as home:
+        found = [find_session(home, ref) for ref in refs]
         for info in found:
-            loom.delete_session(info.id)
+            home.delete_session(info.id)
     names = ", ".join(info.name or info.id for info in found)
     output.emit({"deleted": [info.id for info in found]}, f"deleted: {amounts.printable(names)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
-from kvloom.cli.context_view import trace_notes
+from kvloom.cli.context_view import trace_notes, used_tokens
 from kvloom.cli.registry import Arguments, Result, slash
 from kvloom.cli.slash import completion
 from kvloom.errors import CancelledError, ContentError, KvloomError, UnknownChunkError
@@ -83,7 +83,8 @@ def _loaded_line(chunk: Chunk, start: int, stop: int) -> str:
     known = "" if chunk.is_new else ", known already"
     parts = f" in {chunk.num_parts} parts" if chunk.num_parts > 1 else ""
     return (
-        f"loaded {amounts.short_id(chunk.id)} {chunk.name}: {amounts.tokens(chunk.num_tokens)} tokens{parts}, "
+        f"loaded {amounts.short_id(chunk.id)} {chunk.name}: "
+        f"{amounts.tokens(chunk.num_tokens, is_estimate=chunk.is_estimate)} tokens{parts}, "
         f"positions {amounts.positions(start, stop)}{known}"
     )
 
@@ -127,7 +128,7 @@ def _switched(chat: Chat, refs: tuple[str, ...], state: str) -> Result:
     named = [_named(chat, ref) for ref in refs]
     notes = trace_notes(usage)
     lines = [f"{state}: {', '.join(name for _, name in named)}", *notes]
-    lines.append(f"{amounts.tokens(usage.used)} of {amounts.tokens(usage.capacity)} tokens used")
+    lines.append(f"{used_tokens(usage)} of {amounts.tokens(usage.capacity)} tokens used")
     data = {"ids": [chunk for chunk, _ in named], "state": state, "used": usage.used, "notes": notes}
     return Result(data, "\n".join(lines))
 

@@ -1,7 +1,7 @@
 """The adaptive policy: what stays is what has to do with the question, then what is recent; turns come back.
 
-Each turn scores `relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`. The newest turn, pins and the summary
-always stay. Then turns are taken by score while they fit, those that left before among them.
+The newest turn, pins and the summary always stay. Then come the turns that have most to do with the question, wherever
+they are; then the others while they fit, by `relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ FADE = 0.85
 RECALL_RELEVANCE = 0.35
 """A turn that left comes back from this relevance on: a word in common is not enough."""
 RECALL_OF_BEST = 0.8
-"""… and only beside the most relevant one that left: turns that have less in common mislead small models."""
+"""… and only beside the most relevant one that left: turns that have less in common mislead small models. Of all turns
+those that come so near to the best go before what is only recent."""
 RECALL_SHARE = 0.5
 """Of the room, what turns that come back may take: the conversation at hand keeps the rest."""
 PATIENCE_S = 20.0
@@ -58,12 +59,16 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
     recall_room = int(room * RECALL_SHARE)
     ages = {slot.ref: age for age, slot in enumerate(reversed(present))}
     away = {slot.ref for slot in absent}
+    best = max((_relevance(slot, need) for slot in (*present, *absent)), default=0.0)
+    enough = max(RECALL_RELEVANCE, RECALL_OF_BEST * best)
 
-    def score(slot: Slot) -> float:
+    def rank(slot: Slot) -> tuple[float, float, int]:
+        relevance = _relevance(slot, need)
         recency = RECENCY * FADE ** ages[slot.ref] if slot.ref in ages else 0.0
-        return _relevance(slot, need) + recency - need.restore_s(slot) / PATIENCE_S
+        score = relevance + recency - need.restore_s(slot) / PATIENCE_S
+        return -relevance if relevance >= enough else 0.0, -score, -need.order(slot.ref)
 
-    for slot in sorted([*present, *absent], key=lambda s: (-score(s), -need.order(s.ref))):
+    for slot in sorted([*present, *absent], key=rank):
         if slot.ref in kept or slot.num_tokens > room or (slot.ref in away and slot.num_tokens > recall_room):
             continue
         kept.add(slot.ref)

@@ -15,6 +15,7 @@ import numpy as np
 
 from kvloom.engine.base import Capabilities, Engine, Logits, PlacedRows, RowLayer, Run, Sampler
 from kvloom.engine.books import MAX_POSITION, CellBooks
+from kvloom.engine.grammar import GrammarGuides
 from kvloom.engine.llamacpp import batch, state
 from kvloom.engine.llamacpp.casting import GgmlRowCaster
 from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSettings, NativeModel
@@ -66,6 +67,7 @@ class LlamaCppEngine(Engine):
         self.num_cells = native.num_cells
         self.sink_token = self.vocabulary.sink_token()
         self._defaults = SamplingDefaults.of(native.metadata)
+        self._guides = GrammarGuides(self.vocabulary)
         self._pad_sequence = settings.max_sequences
         self._books = CellBooks(native.num_cells, settings.max_sequences + 1)
         self._batch = batch.NativeBatch(native.max_rows)
@@ -244,6 +246,10 @@ class LlamaCppEngine(Engine):
         self._check_sequence(sequence)
         return self._books.last_position(sequence)
 
+    def num_tokens(self, sequence: SequenceId) -> int:
+        self._check_sequence(sequence, needs_cells=False)
+        return self._books.num_tokens(sequence)
+
     def read(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> tuple[I32Array, KVRows]:
         self._check_sequence(sequence)
         self._books.check_range(sequence, start, stop)
@@ -330,7 +336,8 @@ class LlamaCppEngine(Engine):
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def sampler(self, params: SamplingParams) -> Sampler:
-        return LlamaCppSampler(params, self._defaults, self.vocabulary.size)
+        guide = self._guides.start(params.grammar) if params.grammar else None
+        return LlamaCppSampler(params, self._defaults, self.vocabulary.size, guide)
 
     def used_cells(self) -> int:
         return self._books.num_used_cells

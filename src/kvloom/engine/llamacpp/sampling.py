@@ -6,6 +6,7 @@ It knows logits and token ids, no sequences and no text.
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +14,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from kvloom.engine.adjust import Adjuster, Penalties
 from kvloom.engine.base import Sampler
+from kvloom.engine.candidates import most_likely
+from kvloom.engine.grammar import GrammarGuide
 from kvloom.engine.llamacpp.load import Metadata
 from kvloom.errors import EngineStateError
 from kvloom.types import F32Array, SamplingParams
@@ -36,6 +40,8 @@ class SamplingDefaults:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     penalty_tokens: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     @classmethod
     def of(cls, metadata: Metadata) -> SamplingDefaults:
@@ -54,41 +60,42 @@ class SamplingDefaults:
 
 
 class LlamaCppSampler(Sampler):
-    """A native sampler chain: penalties, top-k, top-p, min-p, temperature, draw. One per reply, not thread-safe."""
+    """Biases, penalties, grammar; then the native chain of top-k, top-p, min-p, temperature, draw. One per reply.
 
-    def __init__(self, params: SamplingParams, defaults: SamplingDefaults, vocabulary_size: int) -> None:
-        temperature = defaults.temperature if params.temperature is None else params.temperature
-        penalty = defaults.repeat_penalty if params.repeat_penalty is None else params.repeat_penalty
+    Where top-k is set, the chain sees only the tokens that can survive it: it then chooses exactly as from all.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        defaults: SamplingDefaults,
+        vocabulary_size: int,
+        guide: GrammarGuide | None = None,
+    ) -> None:
+        penalties = Penalties(
+            repeat=_or(params.repeat_penalty, defaults.repeat_penalty),
+            repeat_tokens=defaults.penalty_tokens,
+            presence=_or(params.presence_penalty, defaults.presence_penalty),
+            frequency=_or(params.frequency_penalty, defaults.frequency_penalty),
+        )
         self._size = vocabulary_size
-        self._is_greedy = temperature <= 0.0
-        self._has_penalty = penalty != 1.0 and defaults.penalty_tokens != 0
+        self._adjuster = Adjuster(vocabulary_size, params.logit_bias, penalties, guide)
+        self._temperature = _or(params.temperature, defaults.temperature)
+        self._top_k = _or(params.top_k, defaults.top_k)
         self._chain: Any = None  # a native pointer
-        if self._is_greedy and not self._has_penalty:
+        if self._temperature <= 0.0:
             return  # numpy's argmax is the same choice, without moving the candidates
         _check_struct()
-        self._ids = np.arange(vocabulary_size, dtype=np.int32)
-        self._candidates: npt.NDArray[np.void] = np.zeros(vocabulary_size, _TOKEN_DATA)
+        self._candidates: npt.NDArray[np.void] = np.zeros(0, _TOKEN_DATA)
         self._array: Any = llama_cpp.llama_token_data_array()
-        self._data = ctypes.cast(self._candidates.ctypes.data, ctypes.POINTER(llama_cpp.llama_token_data))
-        self._chain = self._make_chain(params, defaults, temperature, penalty)
+        self._chain = self._make_chain(params, defaults)
 
     def sample(self, logits: F32Array) -> int:
         if logits.shape != (self._size,):
             raise EngineStateError(f"logits of shape {logits.shape}: ({self._size},) are needed")
-        if self._chain is None:
-            return int(logits.argmax())
-        self._candidates["id"] = self._ids  # the samplers sort in place
-        self._candidates["logit"] = logits
-        self._array.data = self._data  # a sampler may have put its own array there
-        self._array.size = self._size
-        self._array.selected = -1
-        self._array.sorted = False
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(self._array))
-        selected: int = self._array.selected
-        if not 0 <= selected < self._array.size:
-            raise EngineStateError("the native samplers chose no token")
-        token = int(self._array.data[selected].id)
-        llama_cpp.llama_sampler_accept(self._chain, token)
+        logits = self._adjuster.applied(logits)
+        token = self._best(logits) if self._chain is None else self._draw(logits)
+        self._adjuster.accept(token)
         return token
 
     def close(self) -> None:
@@ -96,25 +103,42 @@ class LlamaCppSampler(Sampler):
             chain, self._chain = self._chain, None
             llama_cpp.llama_sampler_free(chain)
 
-    def _make_chain(
-        self, params: SamplingParams, defaults: SamplingDefaults, temperature: float, penalty: float
-    ) -> Any:
+    def _best(self, logits: F32Array) -> int:
+        token = int(logits.argmax())
+        if not math.isfinite(logits[token]):
+            raise EngineStateError(f"the largest of {self._size} logits is {logits[token]}: no token can be chosen")
+        return token
+
+    def _draw(self, logits: F32Array) -> int:
+        # Without top-k the chain sees everything that is not ruled out: its top-p is of the whole distribution.
+        ids = most_likely(logits, self._top_k if self._top_k > 0 else self._size)
+        count = ids.size
+        if count > self._candidates.size:
+            self._candidates = np.zeros(count, _TOKEN_DATA)
+        self._candidates["id"][:count] = ids
+        self._candidates["logit"][:count] = logits[ids]
+        # A sampler may have put its own array there.
+        self._array.data = ctypes.cast(self._candidates.ctypes.data, ctypes.POINTER(llama_cpp.llama_token_data))
+        self._array.size = count
+        self._array.selected = -1
+        self._array.sorted = False
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(self._array))
+        selected: int = self._array.selected
+        if not 0 <= selected < self._array.size:
+            raise EngineStateError("the native samplers chose no token")
+        return int(self._array.data[selected].id)
+
+    def _make_chain(self, params: SamplingParams, defaults: SamplingDefaults) -> Any:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-
-        def add(sampler: Any) -> None:
-            llama_cpp.llama_sampler_chain_add(chain, sampler)
-
-        if self._has_penalty:
-            add(llama_cpp.llama_sampler_init_penalties(self._size, defaults.penalty_tokens, penalty, 0.0, 0.0))
-        if self._is_greedy:
-            add(llama_cpp.llama_sampler_init_greedy())
-            return chain
-        add(llama_cpp.llama_sampler_init_top_k(_or(params.top_k, defaults.top_k)))
-        add(llama_cpp.llama_sampler_init_top_p(_or(params.top_p, defaults.top_p), _MIN_KEEP))
-        add(llama_cpp.llama_sampler_init_min_p(_or(params.min_p, defaults.min_p), _MIN_KEEP))
-        add(llama_cpp.llama_sampler_init_temp(temperature))
         seed = llama_cpp.LLAMA_DEFAULT_SEED if params.seed is None else params.seed & 0xFFFFFFFF
-        add(llama_cpp.llama_sampler_init_dist(seed))
+        for sampler in (
+            llama_cpp.llama_sampler_init_top_k(self._top_k),
+            llama_cpp.llama_sampler_init_top_p(_or(params.top_p, defaults.top_p), _MIN_KEEP),
+            llama_cpp.llama_sampler_init_min_p(_or(params.min_p, defaults.min_p), _MIN_KEEP),
+            llama_cpp.llama_sampler_init_temp(self._temperature),
+            llama_cpp.llama_sampler_init_dist(seed),
+        ):
+            llama_cpp.llama_sampler_chain_add(chain, sampler)
         return chain
 
 

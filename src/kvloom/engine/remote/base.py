@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
+from kvloom.errors import EngineUnsupportedError
 from kvloom.types import SamplingParams
 
 STANDARD_SAMPLING = frozenset({"temperature", "top_p", "seed"})
@@ -18,10 +19,11 @@ ALL_SAMPLING = STANDARD_SAMPLING | {"top_k", "min_p", "repeat_penalty"}
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """`role`: system, user or assistant."""
+    """`role`: system, user or assistant. `broken`: words of the content that were changed so that they stay text."""
 
     role: str
     content: str = field(repr=False)
+    broken: tuple[str, ...] = ()
 
     def wire(self) -> dict[str, str]:
         return {"role": self.role, "content": self.content}
@@ -68,7 +70,8 @@ class ModelFacts:
     """What the endpoint says of its model. A number of 0 or an empty text: it does not say.
 
     `window`: tokens that it serves now; `max_window`: the most that it can be asked for. `digest`: of the weights.
-    `bos_text` opens every prompt where it is not "". `server`: what answers there, in words.
+    `bos_text` opens every prompt where it is not "". `server`: what answers there, in words. `marks`: words that its
+    template writes around messages, where `chat_template` is not the one that it uses.
     """
 
     model: str
@@ -79,6 +82,7 @@ class ModelFacts:
     chat_template: str = ""
     bos_text: str = ""
     eos_text: str = ""
+    marks: tuple[str, ...] = ()
 
 
 IsCancelled = Callable[[], bool]
@@ -116,6 +120,11 @@ class Endpoint(ABC):
     def prompt(self, messages: tuple[ChatMessage, ...]) -> str:
         """What the server makes of the messages. Raises EngineUnsupportedError where it does not tell."""
         raise NotImplementedError
+
+    def metadata(self) -> tuple[dict[str, object], int]:
+        """The metadata of the model's GGUF and the bytes of its file. Raises EngineUnsupportedError where it tells
+        neither."""
+        raise EngineUnsupportedError(f"{self.where} does not tell the shape of its model")
 
     def resize(self, window: int) -> None:
         """Ask for another window from the next request on."""

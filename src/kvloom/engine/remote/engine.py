@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002 - what cannot be done needs none of its arguments
+# ruff: noqa: ARG002 - what cannot be told needs none of its arguments
 """The engine behind an endpoint, as the seam sees it: no cells, no KV, a vocabulary that only counts.
 
 Its token ids are stand-ins: as many as the text has tokens, the same for the same text, and of no meaning. They carry
@@ -9,23 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
-from kvloom.engine.base import Capabilities, Engine, PlacedRows, RowLayer, Run, Sampler, Vocabulary
+from kvloom.engine.absent import AbsentEngine
+from kvloom.engine.base import Capabilities, Vocabulary
 from kvloom.engine.remote.base import Endpoint
 from kvloom.errors import EngineUnsupportedError
-from kvloom.types import (
-    F32Array,
-    I32Array,
-    KVLayout,
-    KVRows,
-    KVType,
-    ModelFingerprint,
-    RopeSpec,
-    SamplingParams,
-    SequenceId,
-)
+from kvloom.types import KVLayout, KVType, ModelFingerprint, RopeSpec
 
 MAX_SEQUENCES = 32
 """Nothing is held in them; the device's books want some."""
@@ -94,7 +85,7 @@ class CountingVocabulary(Vocabulary):
         return b""
 
 
-class RemoteEngine(Engine):
+class RemoteEngine(AbsentEngine):
     """Refuses whatever needs KV, saying so: the model runs behind `endpoint`, and its rows cannot be had."""
 
     def __init__(self, endpoint: Endpoint, vocabulary: Vocabulary, fingerprint: ModelFingerprint, window: int) -> None:
@@ -117,37 +108,13 @@ class RemoteEngine(Engine):
         self.uses_accelerator = False
         self.sink_token = 0
 
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
         raise EngineUnsupportedError(f"{what} cannot be had: {self.why_not}")
-
-    def decode(self, runs: Sequence[Run]) -> list[F32Array | None]:
-        self._refuse("logits")
-
-    def copy(self, source: SequenceId, target: SequenceId, start: int, stop: int) -> None:
-        self._refuse("a copy of KV")
-
-    def remove(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> None:
-        """There is nothing to remove."""
-
-    def last_position(self, sequence: SequenceId) -> int | None:
-        return None
-
-    def read(self, sequence: SequenceId, start: int = 0, stop: int | None = None) -> tuple[I32Array, KVRows]:
-        self._refuse("KV")
-
-    def write(self, sequence: SequenceId, parts: Sequence[PlacedRows], lay: RowLayer | None = None) -> None:
-        self._refuse("KV of one's own")
-
-    def sampler(self, params: SamplingParams) -> Sampler:
-        self._refuse("sampling step by step")
-
-    def used_cells(self) -> int:
-        return 0
 
     def resize(self, num_cells: int) -> None:
         """Another window, where the endpoint takes one."""
         if not self.endpoint.is_resizable:
-            self._refuse("another window")
+            self.refuse("another window")
         self.endpoint.resize(num_cells)
         self.num_cells = num_cells
 

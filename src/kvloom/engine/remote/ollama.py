@@ -7,6 +7,7 @@ without a word. Servers that do not know them pass them over.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ from kvloom.engine.remote.wire import Asking, Wire, WireSettings
 from kvloom.errors import EngineUnsupportedError, KvloomError, ModelNotFoundError, UsageError
 
 NANOSECONDS = 1e9
+_MARKS = re.compile(r"<[^\s<>'\"{}]{1,48}>|\[/?[A-Z_]{1,32}\]")
+"""Words around messages in one of Ollama's templates, which are Go's: `{{ … }}` is none of them."""
 
 
 class OllamaEndpoint(Endpoint):
@@ -69,6 +72,15 @@ class OllamaEndpoint(Endpoint):
     def prompt(self, messages: tuple[ChatMessage, ...]) -> str:
         del messages
         raise EngineUnsupportedError(f"Ollama at {self.where} does not show the prompt that it makes of the messages")
+
+    def metadata(self) -> tuple[dict[str, object], int]:
+        shown = self._wire.post(f"{self.where}/api/show", {"model": self._model}, Asking(self._model))
+        info = shown.get("model_info") if isinstance(shown, Mapping) else None
+        sizes = {model.get("name"): _whole(model.get("size")) for model in self._tags()}
+        size = sizes.get(_full(self._model), 0)
+        if not isinstance(info, Mapping) or not size:
+            raise EngineUnsupportedError(f"Ollama at {self.where} does not tell the shape and size of {self._model}")
+        return dict(info), size
 
     def resize(self, window: int) -> None:
         limit = self.facts.max_window
@@ -133,7 +145,10 @@ class OllamaEndpoint(Endpoint):
         trained = _whole(info.get(f"{info.get('general.architecture')}.context_length"))
         digests = {model.get("name"): str(model.get("digest", "")) for model in self._tags()}
         loaded = _whole(self._running().get("context_length"))
-        return ModelFacts(self._model, "Ollama", loaded, trained, digests.get(_full(self._model), ""))
+        template = shown.get("template")
+        marks = tuple(sorted(set(_MARKS.findall(template)))) if isinstance(template, str) else ()
+        digest = digests.get(_full(self._model), "")
+        return ModelFacts(self._model, "Ollama", loaded, trained, digest, marks=marks)
 
     def _running(self) -> Mapping[str, Any]:
         """What /api/ps says of the model; empty where it is not loaded."""

@@ -1,0 +1,399 @@
+"""Continuous batching: many threads' prefills and replies in the same native batches. Knows ids and positions only.
+
+One worker computes. A step holds the next token of every reply under way and a piece of the oldest prefill, so that
+replies flow on while a long prompt is read; what a reply samples is decoded in the next step, whoever reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+
+from kvloom.engine.base import Engine, Logits, Run, Sampler
+from kvloom.engine.cores import Cores
+from kvloom.engine.turnstile import Turnstile
+from kvloom.errors import EngineStateError
+from kvloom.types import F32Array, SequenceId
+
+_log = logging.getLogger(__name__)
+
+STEP_ROWS = 128
+"""Rows of a step that holds replies and a prefill: what a reply waits for. A multiple of the engine's fast 64 rows."""
+
+SHARED_STEP_ROWS = 256
+"""Rows of a step without replies, where other engines wait for the same cores: what these wait for."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token that was sampled, and what its reply wanted to know of the logits it came from."""
+
+    token: int
+    seen: object = None
+
+
+Look = Callable[[F32Array, int], object]
+"""`look(logits (vocab,), token)`: what a reply wants to know of the logits, in the worker's thread."""
+
+
+class TokenStream(Iterator[Chosen]):
+    """The tokens of one reply as they are sampled; the last one may end the reply, and is not decoded then.
+
+    Read by one thread. `close` is needed behind its end, too: only then the sequence is the caller's again.
+    """
+
+    def __init__(
+        self, sequence: SequenceId, position: int, sampler: Sampler, max_tokens: int, look: Look | None
+    ) -> None:
+        self.sequence = sequence
+        self.position = position
+        """Where the next token will be decoded."""
+        self.token = -1
+        """Sampled, and not decoded yet."""
+        self.num_left = max_tokens
+        self.is_cancelled = False
+        self._sampler = sampler
+        self._look = look
+        self._queue: SimpleQueue[Chosen | BaseException | None] = SimpleQueue()
+        self._close: Callable[[TokenStream], None] = lambda _: None
+        self._has_ended = False
+
+    def sample(self, logits: F32Array, is_end: Callable[[int], bool]) -> bool:
+        """Choose the next token and hand it out; whether it has to be decoded, since another one will follow."""
+        token = self._sampler.sample(logits)
+        self._queue.put(Chosen(token, None if self._look is None else self._look(logits, token)))
+        self.token, self.num_left = token, self.num_left - 1
+        return self.num_left > 0 and not is_end(token)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Nothing more will come."""
+        self._queue.put(error)
+
+    def __next__(self) -> Chosen:
+        if self._has_ended:
+            raise StopIteration
+        found = self._queue.get()
+        if isinstance(found, Chosen):
+            return found
+        self._has_ended = True
+        if found is not None:
+            raise found
+        raise StopIteration
+
+    def close(self) -> None:
+        """No more steps for this reply. Waits for the one that runs. Idempotent."""
+        self._close(self)
+
+
+@dataclass(eq=False)
+class _Prefill:
+    """Runs that a thread waits for; `run` and `offset` say how far they are."""
+
+    runs: Sequence[Run]
+    results: list[F32Array | None]
+    ticket: int = 0
+    run: int = 0
+    offset: int = 0
+    rows: list[F32Array] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+    @property
+    def num_left(self) -> int:
+        """Rows that are not computed yet."""
+        return sum(len(run.tokens) for run in self.runs[self.run :]) - self.offset
+
+    def take(self, num_rows: int) -> list[Run]:
+        """The next rows as runs of their own, at most `num_rows`; at most one run that wants all its logits."""
+        taken: list[Run] = []
+        index, offset = self.run, self.offset
+        while num_rows > 0 and index < len(self.runs):
+            run = self.runs[index]
+            stop = min(len(run.tokens), offset + num_rows)
+            is_last = stop == len(run.tokens)
+            wants = run.logits if is_last or run.logits is Logits.ALL else Logits.NONE
+            taken.append(Run(run.sequence, run.tokens[offset:stop], run.start + offset, wants))
+            num_rows -= stop - offset
+            index, offset = (index + 1, 0) if is_last else (index, stop)
+        return taken
+
+    def advance(self, taken: Sequence[Run], logits: Sequence[F32Array | None]) -> bool:
+        """Note what was computed; whether nothing is left."""
+        for run, found in zip(taken, logits, strict=True):
+            whole = self.runs[self.run]
+            self.offset += len(run.tokens)
+            if found is not None:
+                self.rows.append(found)
+            if self.offset == len(whole.tokens):
+                if self.rows:
+                    is_all = whole.logits is Logits.ALL
+                    self.results[self.run] = np.concatenate(self.rows) if is_all else self.rows[-1]
+                self.run, self.offset, self.rows = self.run + 1, 0, []
+        return self.run == len(self.runs)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a step takes of a prefill."""
+
+    prefill: _Prefill
+    runs: list[Run]
+
+
+def _whole(prefill: _Prefill) -> _Part:
+    """All that is left. Alone, a prefill is computed as it was asked for: the same cuts give the same bits."""
+    return _Part(prefill, prefill.take(sum(len(run.tokens) for run in prefill.runs)))
+
+
+def _bounded(prefill: _Prefill) -> _Part:
+    """The next rows, as many as others may be made to wait for. No small rest is left over: it would be computed on
+    the engine's slow path, to other bits."""
+    left = prefill.num_left
+    return _Part(prefill, prefill.take(left if left < SHARED_STEP_ROWS + STEP_ROWS else SHARED_STEP_ROWS))
+
+
+def _parts(waiting: Sequence[_Prefill], num_rows: int) -> list[_Part]:
+    """The first ones' next rows, `num_rows` of them at most, and one at least."""
+    parts, left = [], max(1, num_rows)
+    for prefill in waiting:
+        if left <= 0:
+            break
+        parts.append(_Part(prefill, prefill.take(left)))
+        left -= sum(len(run.tokens) for run in parts[-1].runs)
+    return parts
+
+
+class Batcher:
+    """Computes for all threads of one engine. Its worker takes a turn at `turnstile` for every step.
+
+    Whoever calls the engine itself has the turn; whoever calls `decode` lets others pass while it waits.
+    """
+
+    def __init__(self, engine: Engine, turnstile: Turnstile) -> None:
+        self._engine = engine
+        self._turnstile = turnstile
+        self._changed = threading.Condition(threading.Lock())
+        self._prefills: list[_Prefill] = []
+        self._streams: list[TokenStream] = []
+        self._is_closed = False
+        self._worker: threading.Thread | None = None
+        self.cores: Cores | None = None
+        """Shared with other engines: no two of them compute at once, and no step is longer than the others can wait."""
+
+    @property
+    def num_streams(self) -> int:
+        """Replies under way."""
+        return len(self._streams)
+
+    def decode(self, runs: Sequence[Run], ticket: int = 0) -> list[F32Array | None]:
+        """`Engine.decode`, in steps shared with others; the lowest ticket goes first.
+
+        Raises what that raises; nothing of the call stays then.
+        """
+        prefill = _Prefill(runs, [None] * len(runs), ticket)
+        with self._changed:
+            self._check_open()
+            insort(self._prefills, prefill, key=lambda waiting: waiting.ticket)
+            self._changed.notify_all()
+        with self._turnstile.released():
+            try:
+                prefill.done.wait()
+            except BaseException:  # an interrupt: the rows must not come behind the caller's back
+                self._withdraw(prefill)
+                raise
+        if prefill.error is not None:
+            raise prefill.error
+        return prefill.results
+
+    def stream(
+        self,
+        sequence: SequenceId,
+        position: int,
+        logits: F32Array,
+        sampler: Sampler,
+        max_tokens: int,
+        look: Look | None = None,
+    ) -> TokenStream:
+        """Sample from `logits`, decode at `position`, and so on: at most `max_tokens`, or to an end token.
+
+        The caller has made sure that there are cells. Errors of the engine come out of the stream.
+        """
+        stream = TokenStream(sequence, position, sampler, max_tokens, look)
+        stream._close = self._end_stream
+        goes_on = stream.sample(logits, self._engine.vocabulary.is_end)
+        with self._changed:
+            self._check_open()
+            if goes_on:
+                self._streams.append(stream)
+                self._changed.notify_all()
+            else:
+                stream.end()
+        return stream
+
+    def close(self) -> None:
+        """End the worker behind its step; what waits gets an EngineStateError. Idempotent."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._worker is not None and self._worker is not threading.current_thread():
+            with self._turnstile.released():
+                self._worker.join()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineStateError("the engine was closed")
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="kvloom-batcher", daemon=True)
+            self._worker.start()
+
+    def _end_stream(self, stream: TokenStream) -> None:
+        stream.is_cancelled = True
+        with self._turnstile.released(), self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: stream not in self._streams)
+
+    def _withdraw(self, prefill: _Prefill) -> None:
+        """Take back a prefill that nobody waits for any more."""
+        with self._turnstile:  # so no step is under way
+            with self._changed:
+                if prefill.done.is_set():
+                    return
+                self._prefills.remove(prefill)
+            self._take_back(prefill)
+
+    def _take_back(self, prefill: _Prefill) -> None:
+        for run in prefill.runs[: prefill.run + 1]:
+            last = self._engine.last_position(run.sequence)
+            if last is not None and last >= run.start:
+                self._engine.remove(run.sequence, run.start)
+
+    def _work(self) -> None:
+        error = EngineStateError("the engine was closed")
+        try:
+            while self._waits_for_work():
+                with self._turnstile.last(), self.cores or nullcontext():
+                    self._step()
+        except BaseException as fault:  # noqa: BLE001 - the edge of a thread: nobody may wait for it for ever
+            _log.exception("the batcher's worker failed")
+            error = EngineStateError(f"the batcher's worker failed: {fault!r}")
+        self._fail_all(error)
+
+    def _waits_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._prefills or self._streams or self._is_closed)
+            return not self._is_closed
+
+    def _step(self) -> None:
+        """One native batch, or several where the first one is refused."""
+        with self._changed:
+            self._drop_streams([stream for stream in self._streams if stream.is_cancelled])
+            streams, waiting = list(self._streams), list(self._prefills)
+        steps = [Run(stream.sequence, (stream.token,), stream.position, Logits.LAST) for stream in streams]
+        alone = _whole if self.cores is None else _bounded
+        parts = _parts(waiting, STEP_ROWS - len(steps)) if steps else [alone(one) for one in waiting[:1]]
+        if not steps and not parts:
+            return
+        try:
+            logits = self._engine.decode([*steps, *(run for part in parts for run in part.runs)])
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
+            # Together they may be too much for the engine; whose fault it was shows when they come alone.
+            if len(parts) + bool(steps) > 1:
+                for part in parts:
+                    self._compute(part)
+                self._advance_streams(streams, steps)
+            elif parts:
+                self._fail(parts[0].prefill, error)
+            else:
+                self._fail_streams(streams, error)
+            return
+        self._sample(streams, logits[: len(steps)])
+        rest = logits[len(steps) :]
+        for part in parts:
+            self._note(part, rest[: len(part.runs)])
+            rest = rest[len(part.runs) :]
+
+    def _compute(self, part: _Part) -> None:
+        try:
+            logits = self._engine.decode(part.runs)
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
+            self._fail(part.prefill, error)
+            return
+        self._note(part, logits)
+
+    def _note(self, part: _Part, logits: Sequence[F32Array | None]) -> None:
+        if part.prefill.advance(part.runs, logits):
+            self._finish(part.prefill)
+
+    def _advance_streams(self, streams: Sequence[TokenStream], steps: Sequence[Run]) -> None:
+        if not steps:
+            return
+        try:
+            logits = self._engine.decode(steps)
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
+            self._fail_streams(streams, error)
+            return
+        self._sample(streams, logits)
+
+    def _sample(self, streams: Sequence[TokenStream], logits: Sequence[F32Array | None]) -> None:
+        ended = []
+        for stream, found in zip(streams, logits, strict=True):
+            stream.position += 1
+            try:
+                if found is None:
+                    raise EngineStateError("the engine gave no logits for a token that was decoded")
+                if not stream.sample(found, self._engine.vocabulary.is_end):
+                    stream.end()
+                    ended.append(stream)
+            except BaseException as error:  # noqa: BLE001 - the edge of a thread: its reader gets it
+                stream.end(error)
+                ended.append(stream)
+        with self._changed:
+            self._drop_streams(ended)
+
+    def _drop_streams(self, ended: Sequence[TokenStream]) -> None:
+        """The caller has `_changed`."""
+        if ended:
+            self._streams = [stream for stream in self._streams if stream not in ended]
+            self._changed.notify_all()
+
+    def _fail_streams(self, streams: Sequence[TokenStream], error: BaseException) -> None:
+        for stream in streams:
+            stream.end(error)
+        with self._changed:
+            self._drop_streams(streams)
+
+    def _finish(self, prefill: _Prefill) -> None:
+        with self._changed:
+            self._prefills.remove(prefill)
+        prefill.done.set()
+
+    def _fail(self, prefill: _Prefill, error: BaseException) -> None:
+        try:
+            self._take_back(prefill)
+        except BaseException as another:  # noqa: BLE001 - the edge of a thread: whoever waits gets both
+            another.__context__ = error
+            error = another
+        prefill.error = error
+        self._finish(prefill)
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._changed:
+            self._is_closed = True
+            prefills, streams = list(self._prefills), list(self._streams)
+            self._prefills.clear()
+            self._streams.clear()
+            self._changed.notify_all()
+        for stream in streams:
+            stream.end(error)
+        for prefill in prefills:
+            prefill.error = error
+            prefill.done.set()

@@ -1,0 +1,266 @@
+"""Continuous batching over the fake engine: everybody gets what he would get alone, and nobody waits for a long one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from kvloom.engine.base import Logits, Run
+from kvloom.engine.batcher import STEP_ROWS, Batcher
+from kvloom.engine.fake import FakeEngine
+from kvloom.engine.turnstile import Turnstile
+from kvloom.errors import EngineError, EngineStateError
+from kvloom.types import F32Array, SamplingParams, SequenceId
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class WatchedEngine(FakeEngine):
+    """Notes the rows of every batch; refuses batches with `poison` in them."""
+
+    def __init__(self) -> None:
+        super().__init__(num_cells=16384)
+        self.batches: list[list[int]] = []
+        self.sequences: list[SequenceId] = []
+        self.poison: SequenceId | None = None
+        self.is_computing = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def decode(self, runs: Sequence[Run]) -> list[F32Array | None]:
+        self.is_computing = True
+        self.gate.wait()
+        if self.poison in [run.sequence for run in runs]:
+            raise EngineStateError("poisoned")
+        self.batches.append([len(run.tokens) for run in runs])
+        self.sequences += [run.sequence for run in runs]
+        return super().decode(runs)
+
+
+@pytest.fixture
+def engine() -> WatchedEngine:
+    return WatchedEngine()
+
+
+@pytest.fixture
+def batcher(engine: WatchedEngine) -> Iterator[Batcher]:
+    batcher = Batcher(engine, Turnstile())
+    yield batcher
+    batcher.close()
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return [(seed * 31 + i * 7) % 256 for i in range(length)]
+
+
+def alone(tokens: Sequence[int], num_tokens: int) -> list[int]:
+    """What a greedy reply to `tokens` is on an engine of its own."""
+    engine, sequence = FakeEngine(num_cells=16384), SequenceId(0)
+    reply: list[int] = []
+    logits = engine.decode([Run(sequence, tokens, 0, Logits.LAST)])[0]
+    sampler = engine.sampler(GREEDY)
+    while logits is not None and len(reply) < num_tokens:
+        reply.append(sampler.sample(logits))
+        if engine.vocabulary.is_end(reply[-1]):
+            break
+        logits = engine.decode([Run(sequence, reply[-1:], len(tokens) + len(reply) - 1, Logits.LAST)])[0]
+    return reply
+
+
+def replied(batcher: Batcher, engine: FakeEngine, number: int, tokens: Sequence[int], num_tokens: int) -> list[int]:
+    sequence = SequenceId(number)
+    logits = batcher.decode([Run(sequence, tokens, 0, Logits.LAST)], ticket=number)[0]
+    assert logits is not None
+    stream = batcher.stream(sequence, len(tokens), logits, engine.sampler(GREEDY), num_tokens)
+    found = [chosen.token for chosen in stream]
+    stream.close()
+    return found
+
+
+def test_replies_of_many_threads_are_those_of_engines_of_their_own(batcher: Batcher, engine: WatchedEngine) -> None:
+    found: dict[int, list[int]] = {}
+    lengths = [40 + 211 * number for number in range(8)]
+
+    def ask(number: int) -> None:
+        found[number] = replied(batcher, engine, number, prompt(number, lengths[number]), 30)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: alone(prompt(number, lengths[number]), 30) for number in range(8)}
+
+
+def test_a_reply_flows_on_while_a_long_prompt_is_read(batcher: Batcher, engine: WatchedEngine) -> None:
+    text = prompt(1, 20)
+    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
+    assert logits is not None
+    engine.gate.clear()
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 40)
+    reader = threading.Thread(target=batcher.decode, args=([Run(SequenceId(2), prompt(2, 3000), 0)],))
+    reader.start()
+    while len(batcher._prefills) < 1:
+        threading.Event().wait(0.001)
+    engine.gate.set()
+    tokens = [chosen.token for chosen in stream]
+    stream.close()
+    reader.join()
+    assert tokens == alone(text, 40)
+    mixed = [rows for rows in engine.batches if len(rows) == 2]
+    assert mixed, "the prompt and the reply were computed together"
+    assert all(sum(rows) <= STEP_ROWS for rows in mixed), "a reply never waits for more than a step"
+
+
+def test_a_prefill_alone_is_cut_as_it_was_asked_for(batcher: Batcher, engine: WatchedEngine) -> None:
+    batcher.decode([Run(SequenceId(0), prompt(0, 700), 0)])
+    assert engine.batches == [[700]]
+
+
+def test_all_logits_of_a_prefill_in_pieces_are_those_of_one_in_a_piece(batcher: Batcher, engine: WatchedEngine) -> None:
+    text = prompt(1, 20)
+    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
+    assert logits is not None
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 500)
+    wanted = FakeEngine().decode([Run(SequenceId(0), prompt(3, 400), 0, Logits.ALL)])[0]
+    found = batcher.decode([Run(SequenceId(2), prompt(3, 400), 0, Logits.ALL)])[0]
+    stream.close()
+    assert wanted is not None and found is not None
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_whose_run_is_refused_gets_the_error_and_the_others_go_on(batcher: Batcher, engine: WatchedEngine) -> None:
+    text = prompt(1, 20)
+    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
+    assert logits is not None
+    engine.poison = SequenceId(2)
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 40)
+    with pytest.raises(EngineStateError, match="poisoned"):
+        batcher.decode([Run(SequenceId(2), prompt(2, 900), 0)])
+    tokens = [chosen.token for chosen in stream]
+    stream.close()
+    assert tokens == alone(text, 40)
+    assert engine.last_position(SequenceId(2)) is None, "nothing of what failed stays"
+
+
+def test_a_reply_that_fails_says_so_to_its_reader_only(batcher: Batcher, engine: WatchedEngine) -> None:
+    streams = {}
+    engine.gate.clear()
+    for number in (1, 2):
+        engine.gate.set()
+        logits = batcher.decode([Run(SequenceId(number), prompt(number, 20), 0, Logits.LAST)])[0]
+        engine.gate.clear()
+        assert logits is not None
+        streams[number] = batcher.stream(SequenceId(number), 20, logits, engine.sampler(GREEDY), 40)
+    engine.poison = SequenceId(2)
+    engine.gate.set()
+    with pytest.raises(EngineError):
+        list(streams[2])
+    for stream in streams.values():
+        stream.close()
+
+
+def test_a_closed_reply_is_not_decoded_any_further(batcher: Batcher, engine: WatchedEngine) -> None:
+    text = prompt(4, 30)
+    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
+    assert logits is not None
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 10_000)
+    next(stream)
+    stream.close()
+    held = engine.num_tokens(SequenceId(1))
+    batcher.decode([Run(SequenceId(2), prompt(5, 300), 0)])
+    assert engine.num_tokens(SequenceId(1)) == held
+    engine.remove(SequenceId(1))
+    stream.close()
+
+
+def test_the_lowest_ticket_is_served_first(batcher: Batcher, engine: WatchedEngine) -> None:
+    engine.gate.clear()
+
+    def read(number: int) -> None:
+        batcher.decode([Run(SequenceId(number), prompt(number, 50), 0)], ticket=number)
+
+    threads = []
+    for number in (9, 5, 7, 3):
+        threads.append(threading.Thread(target=read, args=(number,)))
+        threads[-1].start()
+        while len(batcher._prefills) < len(threads):
+            threading.Event().wait(0.001)
+        while not engine.is_computing:
+            threading.Event().wait(0.001)
+    engine.gate.set()
+    for thread in threads:
+        thread.join()
+    assert engine.sequences[0] == 9, "it was alone when it came"
+    assert engine.sequences[1:] == [3, 5, 7]
+
+
+def test_closing_ends_whoever_waits(engine: WatchedEngine) -> None:
+    batcher = Batcher(engine, Turnstile())
+    logits = batcher.decode([Run(SequenceId(1), prompt(1, 20), 0, Logits.LAST)])[0]
+    assert logits is not None
+    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(GREEDY), 10_000)
+    batcher.close()
+    with pytest.raises(EngineStateError, match="closed"):
+        list(stream)
+    with pytest.raises(EngineStateError, match="closed"):
+        batcher.decode([Run(SequenceId(2), [1], 0)])
+
+
+def test_a_turn_is_reentrant_and_wholly_given_back_while_waiting() -> None:
+    turnstile, seen = Turnstile(), []
+
+    def other() -> None:
+        with turnstile:
+            seen.append("other")
+
+    with turnstile, turnstile:
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not seen
+        with turnstile.released():
+            thread.join(10)
+        assert seen == ["other"] and turnstile.is_mine
+    assert not turnstile.is_mine
+
+
+def test_the_worker_comes_behind_whoever_waits() -> None:
+    turnstile, order, waiting = Turnstile(), [], threading.Event()
+
+    def caller() -> None:
+        waiting.set()
+        with turnstile:
+            order.append("caller")
+
+    def worker() -> None:
+        with turnstile.last():
+            order.append("worker")
+
+    with turnstile:
+        threads = [threading.Thread(target=worker), threading.Thread(target=caller)]
+        threads[0].start()
+        threads[1].start()
+        waiting.wait()
+        while not turnstile._num_waiting:
+            threading.Event().wait(0.001)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["caller", "worker"]
+
+
+def test_waiting_for_something_lets_those_pass_who_bring_it() -> None:
+    turnstile, done = Turnstile(), []
+
+    def bring() -> None:
+        with turnstile:
+            done.append(1)
+
+    with turnstile:
+        thread = threading.Thread(target=bring)
+        thread.start()
+        turnstile.wait_for(lambda: bool(done))
+        assert turnstile.is_mine
+    thread.join(10)
