@@ -8,6 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+import kvloom
+from kvloom.bench.facts import facts
+from kvloom.config import load_settings
 from kvloom.context.policies.base import policy_names
 from tests.unit.session.fakes import fake_loom
 
@@ -31,3 +34,31 @@ def test_a_conversation_of_1000_turns_goes_on_in_constant_memory(tmp_path: Path,
         compressions = sum(record.op.startswith("compress") for record in loom.log.manifests(chat.id))
     assert max(sizes) <= 1.05 * sizes[0], [size >> 20 for size in sizes]
     assert compressions < TURNS / 4, "every compression has to make room for several turns"
+
+
+REAL_TURNS = int(os.environ.get("SOAK_REAL_TURNS", "100"))
+REAL_WARM = REAL_TURNS // 4
+
+
+@pytest.mark.parametrize("name", [name for name in policy_names() if name != "stop"])
+def test_100_turns_of_a_real_model_go_on_in_constant_memory(tmp_path: Path, qwen_path: Path, name: str) -> None:
+    process, sizes = psutil.Process(), []
+    # RAM for entries that the warm-up fills: what grows behind that is a leak.
+    settings = load_settings(
+        {"model": str(qwen_path), "context": 2048, "reserve_tokens": 128, "ram_budget_bytes": 32_000_000,
+         "compression": {"enabled": name == "adaptive"}, "guard": {"enabled": False}}
+    )  # fmt: skip
+    with kvloom.open(settings=settings, home=tmp_path / "home") as loom:
+        chat = loom.session()
+        chat.policy = name
+        for number, fact in enumerate(facts(REAL_TURNS)):
+            reply = chat.generate(f"{fact.text} Tell me about such things.", max_tokens=48, temperature=0.0)
+            assert reply.usage.completion_tokens
+            assert chat.usage().used <= 2048
+            if number >= REAL_WARM and number % 5 == 0:
+                chat.wait_for_compression(120)
+                sizes.append(process.memory_info().rss)
+        compressions = sum(record.op.startswith("compress") for record in loom.log.manifests(chat.id))
+        print(f"{name}: {REAL_TURNS} turns, {compressions} compressions, {sizes[0] >> 20} … {max(sizes) >> 20} MiB")
+    assert max(sizes) <= 1.05 * sizes[0], [size >> 20 for size in sizes]
+    assert compressions < REAL_TURNS / 4, "every compression has to make room for several turns"

@@ -137,6 +137,7 @@ class Fleet:
         self._making_room = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._is_starting = False
+        self._is_closed = False
         self.keepers: list[Callable[[], Awaitable[None]]] = []
         """What others do to give back leases that nobody needs at the moment, before a model is refused."""
         self.num_loads = 0
@@ -179,6 +180,7 @@ class Fleet:
         return FleetLease(loom, standing.info(), lambda: standing.give_back(self._clock()))
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._watch is not None:
             self._watch.cancel()
         loading = [one.loading for one in self._standings.values() if one.loading is not None]
@@ -226,6 +228,8 @@ class Fleet:
 
     async def _load(self, standing: Standing) -> None:
         """Load it once, whoever waits; a waiter that leaves does not end it."""
+        if self._is_closed:
+            raise unavailable("the server is shutting down and takes nothing new", "draining", LOADING_RETRY_S)
         if standing.loading is None:
             standing.loading = asyncio.create_task(self._loading(standing))
             standing.loading.add_done_callback(lambda task: self._has_loaded(standing, task))
@@ -261,7 +265,7 @@ class Fleet:
             planner = await asyncio.to_thread(self._planner, standing)
         budget, slots = self._settings.server.models_memory_bytes, self._settings.server.slots
         most = await asyncio.to_thread(planner.most_bytes, self._others(standing, planner), budget)
-        if most is not None and planner.least_bytes > most:
+        if most is not None and planner.least_bytes > most and not self._is_starting:
             log.error("%s needs %d bytes at least, %d are allowed", standing.model.id, planner.least_bytes, most)
             raise ApiError(
                 HTTPStatus.INSUFFICIENT_STORAGE,
@@ -274,6 +278,8 @@ class Fleet:
                 plan = await asyncio.to_thread(planner.plan, self._others(standing, planner), budget, slots)
                 await self._open_as(standing, plan.settings, plan.needed_bytes)
             except EngineMemoryError as error:
+                if self._is_starting:
+                    raise  # with its numbers; none of those that are to be there goes for another one
                 if not await self._unload_oldest() and not await self._asked_back():
                     raise self._no_room(standing, error) from error
             else:

@@ -217,6 +217,17 @@ async def test_the_server_does_not_begin_without_a_model_that_is_to_be_there(tmp
         await fleet.start()
 
 
+async def test_models_that_are_to_be_there_and_do_not_fit_together_are_told_with_the_numbers(tmp_path: Path) -> None:
+    openings = Openings(tmp_path / "home")
+    registry, settings = served(tmp_path, "a", "b", preload=True), settings_for(1.5, tmp_path)
+    fleet = Fleet(registry, settings, tmp_path / "home", open_model=openings)
+    with pytest.raises(EngineMemoryError, match=r"512 tokens needs .* MiB; .* MiB are left"):
+        await fleet.start()
+    assert openings.opened == ["a"]
+    await fleet.close()
+    assert openings.num_open == 0
+
+
 async def test_limits_that_no_window_fits_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
     fleet = Fleet(served(tmp_path, "a", max_ram_mb=1), settings_for(), tmp_path / "home")
     with pytest.raises(ConfigError, match=r"512 tokens needs .* MiB in RAM.* 1 MiB \(max_ram_mb\)"):
@@ -322,8 +333,8 @@ async def test_a_model_that_is_being_loaded_as_the_server_ends_is_closed_too(tmp
     await asyncio.sleep(0)
     gate.set()
     await closing
+    await asyncio.wait({waiter})
     assert openings.num_open == 0
-    await asyncio.gather(waiter, return_exceptions=True)
 
 
 async def test_two_models_over_one_home_share_chunks_and_sessions(tmp_path: Path) -> None:

@@ -73,6 +73,23 @@ async def test_upload_ask_switch_snapshot_clear_undo_restore_and_look_back(tmp_p
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("reuse", "is_known", "is_approximate"), [("off", False, False), ("exact", True, False), ("splice", True, True)]
+)
+async def test_a_plain_request_with_the_text_of_a_chunk_reuses_it_as_the_server_is_set(
+    tmp_path: Path, reuse: str, is_known: bool, is_approximate: bool
+) -> None:
+    text = "".join(f"line {number} of a file that somebody has loaded\n" for number in range(12))
+    async with serving(tmp_path, reuse=reuse) as api:
+        chunk = await api.chunk(text, "known.txt")
+        messages = [{"role": "user", "content": f"look at this:\n{text}\nwhat is it?"}]
+        body = {"model": "fake", "messages": messages, "max_tokens": 8, "temperature": 0}
+        reply = (await api.client.post("/v1/chat/completions", json=body)).json()
+    assert reply["kvloom"]["chunks"] == ([chunk] if is_known else [])
+    assert reply["kvloom"]["is_approximate"] == is_approximate
+
+
+@pytest.mark.anyio
 async def test_a_profile_brings_chunks_prompt_and_fidelity_back(tmp_path: Path) -> None:
     async with serving(tmp_path) as api:
         chunks = [await api.chunk(text, name) for text, name in ((PLAIN, "plain"), (SECRET, "secret"))]

@@ -55,6 +55,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
             stop=body.stops,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             fidelity=prompts.fidelity(body.kvloom, service.settings),
+            recognises=service.settings.reuse != "off",
             overflow=prompts.overflow(body.kvloom),
         )
         shape = _Shape(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), call.lease.info.id, body, form)

@@ -61,6 +61,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
             sampling=prompts.sampling(body, service.settings, form.grammar),
             top_logprobs=body.top_logprobs,
             fidelity=prompts.fidelity(body.kvloom, service.settings),
+            recognises=service.settings.reuse != "off",
             overflow=policy,
         )
         shape = _Shape(body, call.lease.info.id)
