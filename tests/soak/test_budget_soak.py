@@ -20,7 +20,10 @@ from tests.unit.session.hoard import Hoard, cold_distance
 from tests.unit.session.test_budgets import check_fake
 
 STEPS = int(os.environ.get("SOAK_LOADS", "2500"))
-WARM_STEPS = STEPS // 4
+WARM_STEPS = STEPS // 2
+"""The caches of tokenized chunks have filled by then."""
+MAX_BYTES_PER_STEP = 10_000
+"""What a step leaves in memory: names, ids and the log of a chunk and a turn, but none of their KV (5,700 measured)."""
 CHECK_EVERY = 50
 SLACK = 1.05
 MAX_KL = 1e-3
@@ -78,4 +81,5 @@ def test_ram_disk_and_the_process_stay_within_bounds(
     assert hoard.stored_bytes > 3 * disk_bytes, "or nothing was ever evicted"
     assert 0.7 * ram_bytes < watcher.peak_ram_bytes <= SLACK * ram_bytes
     assert 0.8 * disk_bytes < watcher.peak_disk_bytes <= SLACK * disk_bytes
-    assert max(sizes) <= SLACK * sizes[0], [size >> 20 for size in sizes]
+    grown = (max(sizes) - sizes[0]) / (STEPS - WARM_STEPS)
+    assert grown <= MAX_BYTES_PER_STEP, (grown, [size >> 20 for size in sizes])

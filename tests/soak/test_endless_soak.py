@@ -41,18 +41,18 @@ REAL_WARM = REAL_TURNS // 4
 
 
 @pytest.mark.parametrize("name", [name for name in policy_names() if name != "stop"])
-def test_100_turns_of_a_real_model_go_on_in_constant_memory(tmp_path: Path, qwen_path: Path, name: str) -> None:
+def test_100_turns_of_a_real_model_go_on_in_constant_memory(tmp_path: Path, smollm2_path: Path, name: str) -> None:
     process, sizes = psutil.Process(), []
     # RAM for entries that the warm-up fills: what grows behind that is a leak.
     settings = load_settings(
-        {"model": str(qwen_path), "context": 2048, "reserve_tokens": 128, "ram_budget_bytes": 32_000_000,
+        {"model": str(smollm2_path), "context": 2048, "reserve_tokens": 128, "ram_budget_bytes": 32_000_000,
          "compression": {"enabled": name == "adaptive"}, "guard": {"enabled": False}}
     )  # fmt: skip
     with kvloom.open(settings=settings, home=tmp_path / "home") as loom:
         chat = loom.session()
         chat.policy = name
         for number, fact in enumerate(facts(REAL_TURNS)):
-            reply = chat.generate(f"{fact.text} Tell me about such things.", max_tokens=48, temperature=0.0)
+            reply = chat.generate(f"{fact.text} Tell me about such things.", max_tokens=24, temperature=0.0)
             assert reply.usage.completion_tokens
             assert chat.usage().used <= 2048
             if number >= REAL_WARM and number % 5 == 0:

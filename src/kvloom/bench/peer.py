@@ -51,6 +51,7 @@ class PeerSettings:
     cache_ram_mib: int = 8192
     slots: int = 1
     slot_save_path: str = ""
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)

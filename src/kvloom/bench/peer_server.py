@@ -32,6 +32,11 @@ def serve(settings: Mapping[str, Any]) -> None:
     params.cache_ram_mib = settings["cache_ram_mib"]
     # The server puts a file's name right behind this: without the separator the files would lie beside the folder.
     params.slot_save_path = os.path.join(settings["slot_save_path"], "") if settings["slot_save_path"] else ""  # noqa: PTH118
+    if settings["embeddings"]:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        # Its pooling is part of the graph: a text has to be one native batch.
+        params.n_batch = params.n_ubatch = settings["n_ctx"]
     params.n_gpu_layers = 0
     params.fit_params = False
     params.ui = False

@@ -118,10 +118,10 @@ def compression_row(loom: Loom, tell: Teller) -> Row:
 
 
 def resize_row(loom: Loom, repeats: int, tell: Teller) -> Row:
-    """Up fourfold and down again with a third of the window used, the context woven again both times."""
+    """Up fourfold and down again with more than half of the window used, the context woven again both times."""
     with loom.session(system=SYSTEM) as session:
         window, seconds = session.window, []
-        for document in documents(loom.count, 4, window // 12):
+        for document in documents(loom.count, 4, window // 7):
             session.activate(loom.load_text(document.text, name=document.name).id)
         session.warm()
         want = session.next_logits("What is this?")

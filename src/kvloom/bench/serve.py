@@ -54,7 +54,7 @@ class Size:
     document_tokens: int
 
 
-FULL = Size(4, 4, 512)
+FULL = Size(3, 3, 512)
 QUICK = Size(1, 1, 128)
 
 

@@ -13,22 +13,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kvloom.bench.peer import LAST_WORDS, START_TIMEOUT_S, STOP_TIMEOUT_S, child_environment
 from kvloom.errors import EngineError
 
+SERVE = ("kvloom.cli.main", "serve", "--port", "0", "--json", "--home")
+WITHOUT_MODEL = ("kvloom.server.fake",)
+"""The same edge over the deterministic engine."""
+
 
 class Served:
     """A running server. A context manager: the child is gone at the end, whatever happens."""
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", "kvloom.cli.main", "serve", "--port", "0", "--json", "--home", str(home)]
+    def __init__(self, home: Path, environment: Mapping[str, str], command: Sequence[str] = SERVE) -> None:
+        """`command`: a module and its arguments; the home follows."""
+        line = [sys.executable, "-m", *command, str(home)]
         # Its log goes to a file: a full pipe that no one reads would stop it.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, env={**child_environment(), **environment}
+            line, stdout=subprocess.PIPE, stderr=self._log, env={**child_environment(), **environment}
         )
         try:
             self.about = self._first_line()

@@ -188,11 +188,13 @@ def snapshot(chat: Chat, title: str) -> Result:
 
 
 def snapshots(chat: Chat) -> Result:
-    found = chat.session.snapshots()
+    from rich.console import Group
+
+    found, faults = chat.session.snapshots(), chat.session.snapshot_faults()
     view: RenderableType = snapshots_table(found)
-    return Result(
-        {"snapshots": found}, view if found else f"no snapshots yet: {chat.how('/context snapshot')} takes one"
-    )
+    if not found:
+        view = f"no snapshots yet: {chat.how('/context snapshot')} takes one"
+    return Result({"snapshots": found, "unreadable": faults}, Group(view, *faults) if faults else view)
 
 
 def restore(chat: Chat, ref: str) -> Result:

@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     remote_key: SecretStr | None = Field(None, description="key of an endpoint that is named as the model; never shown")
     remote_timeout_s: float = Field(600.0, gt=0, description="an endpoint may be silent for so many seconds")
     context: int | None = Field(None, ge=64, description="window of a session, in tokens; default: automatic")
-    context_auto: bool = Field(True, description="automatic window: ask memory; else take context_target as it is")
+    context_auto: bool = Field(
+        True, description="automatic window: ask memory; else context_target, up to the model's own length, or refused"
+    )
     context_target: int = Field(16384, ge=64, description="automatic window: as large as this where memory allows")
     context_min: int = Field(2048, ge=64, description="automatic window: never smaller; less is refused")
     context_max: int = Field(0, ge=0, description="automatic window: never larger; 0: the model's own limit")

@@ -6,18 +6,19 @@ a tier or computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
+from kvloom.context.line import Line
 from kvloom.context.plan import Resident
 from kvloom.engine.base import Engine, PlacedRows, Run
 from kvloom.engine.batcher import Batcher
 from kvloom.engine.turnstile import Turnstile
-from kvloom.errors import EngineMemoryError, EngineUnsupportedError
+from kvloom.errors import CancelledError, EngineError, EngineMemoryError, EngineUnsupportedError
 from kvloom.types import EntryId, F32Array, I32Array, KVRows, SequenceId
 
 PADDING_CELLS = 64
@@ -39,6 +40,10 @@ class Holding:
     used: int = 0
     num_promised: int = 0
     gives_way: bool = False
+    is_waiting: bool = False
+    """For what another one computes: it does not end before that."""
+    is_doomed: bool = False
+    """Something in it was purged while it was at work: nothing of it is stored, and nothing stays."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +60,8 @@ class Device:
         self.engine = engine
         self.lock = Turnstile()
         self.batcher = Batcher(engine, self.lock)
+        self.line = Line(self.lock)
+        """Of those that wait for cells."""
         # The last sequence is the engine's own, for padding.
         self._free = [SequenceId(i) for i in reversed(range(engine.capabilities.max_sequences - 1))]
         self._holdings: dict[SequenceId, Holding] = {}
@@ -72,10 +79,14 @@ class Device:
         return holding
 
     @contextmanager
-    def scratch(self) -> Iterator[SequenceId]:
-        """An empty sequence for the length of a `with` block; whatever it holds is removed at the end."""
+    def scratch(self, num_tokens: int = 0) -> Iterator[SequenceId]:
+        """An empty sequence for the length of a `with` block; whatever it holds is removed at the end.
+
+        `num_tokens`: what it will hold, for which the caller has made room: nobody else is given these cells.
+        """
         holding = self.holding("")
         try:
+            holding.num_promised = num_tokens
             yield holding.sequence
         finally:
             self.release(holding)
@@ -84,11 +95,11 @@ class Device:
         """`Engine.decode` for an owner, in steps that are shared with others; who came first is served first."""
         return self.batcher.decode(runs, owner.used)
 
-    def promise(self, holding: Holding, num_tokens: int) -> None:
+    def promise(self, holding: Holding, num_tokens: int, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Keep cells for `num_tokens` tokens in all in `holding`, until it is no longer at work.
 
         Evicts idle owners and lets work in the background give way. Raises EngineMemoryError where others at work
-        leave too few.
+        leave too few, CancelledError.
         """
         holding.num_promised = 0
         while True:
@@ -96,9 +107,13 @@ class Device:
                 self.make_room(max(0, num_tokens - self.engine.num_tokens(holding.sequence)), [holding], num_spare=0)
                 break
             except EngineMemoryError:
-                if holding.gives_way or not any(h.is_busy and h.gives_way for h in self._holdings.values()):
+                # One that waits may wait for what this one is about to compute.
+                ending = [h for h in self._holdings.values() if h.is_busy and h.gives_way and not h.is_waiting]
+                if holding.gives_way or not ending:
                     raise
-                self.wait_for_another(lambda: False)
+                self.wait_for_another(is_cancelled)
+                if is_cancelled():
+                    raise CancelledError("cancelled while it waited for cells") from None
         holding.num_promised = num_tokens
 
     def wait_for_another(self, is_cancelled: Callable[[], bool]) -> None:
@@ -125,6 +140,20 @@ class Device:
         for holding in [h for h in self._holdings.values() if h.owner == owner]:
             self.release(holding)
 
+    def end(self, owner: str, start: int | None) -> None:
+        """The owner's work has ended. Of what failed only what stands before `start` stays; nothing where that is < 0.
+
+        Whatever is raised, nobody has to wait for it any more.
+        """
+        for holding in [h for h in self._holdings.values() if h.owner == owner]:
+            try:
+                if holding.is_doomed or (start is not None and start < 0):
+                    self.release(holding)
+                elif start is not None:
+                    self.cut(holding, start)
+            finally:
+                holding.is_busy = False
+
     def shared(self, other_than: Holding) -> dict[Resident, SequenceId]:
         """What other owners' sequences hold, each with one sequence that has it."""
         held: dict[Resident, SequenceId] = {}
@@ -149,7 +178,7 @@ class Device:
         needed = num_tokens + num_spare
         while self.num_free_cells(kept) < needed:
             idle = [h for h in self._holdings.values() if h.owner and not h.is_busy and h not in kept]
-            if not idle and self.num_free_cells(kept) >= num_tokens:
+            if not idle and (self.num_free_cells(kept) >= num_tokens or self._num_kept_cells(kept) >= num_tokens):
                 return
             if not idle:
                 raise EngineMemoryError(
@@ -158,12 +187,32 @@ class Device:
                 )
             self.release(min(idle, key=lambda h: h.used))
 
+    def drop_idle(self, owners: str, num_tokens: int) -> None:
+        """Release idle holdings of owners that begin so, least recently used first, down to `num_tokens` in all."""
+        idle = [h for h in self._holdings.values() if h.owner.startswith(owners) and not h.is_busy]
+        total = sum(self.engine.num_tokens(h.sequence) for h in idle)
+        for holding in sorted(idle, key=lambda h: h.used):
+            if total <= num_tokens:
+                return
+            total -= self.engine.num_tokens(holding.sequence)
+            self.release(holding)
+
     def drop_entries(self, entries: set[EntryId]) -> None:
         """Take these entries off the device, from every sequence that is not at work."""
         for holding in self._holdings.values():
             if holding.is_busy:
                 continue
             self.drop(holding, [resident for resident in holding.residents.values() if resident.entry in entries])
+
+    def purge_entries(self, entries: Set[EntryId]) -> None:
+        """Take these entries off the device, and what stands behind them: it carries their trace. What is at work
+        with them does so at its end."""
+        for holding in self._holdings.values():
+            found = [r.position for r in holding.residents.values() if r.entry in entries]
+            if found and holding.is_busy:
+                holding.is_doomed = True
+            elif found:
+                self.cut(holding, min(found))
 
     def drop(self, holding: Holding, residents: Sequence[Resident]) -> None:
         """Take rows out of a sequence; all of it where the engine cannot take out a part."""
@@ -183,6 +232,8 @@ class Device:
             self.engine.remove(holding.sequence, start)
             for position in [p for p, resident in holding.residents.items() if resident.stop > start]:
                 del holding.residents[position]
+            if self.engine.last_position(holding.sequence) is None:
+                holding.residents.clear()  # a computation that failed may have cost a state that cannot be cut
         except EngineUnsupportedError:
             self.empty(holding)
         except BaseException:
@@ -205,21 +256,29 @@ class Device:
         held = [(h, self.engine.read(h.sequence)) for h in self._holdings.values() if h.residents or h.is_busy]
         if not num_cells and held:
             raise EngineMemoryError(f"replies under way hold {len(held)} sequences; wait for them, or cancel them")
+        # Cells that they share now are each one's own behind a resize. The old number may come back, and must do, too.
         num_held = sum(rows.num_tokens for _, (_, rows) in held)
-        if held and num_held + PADDING_CELLS > num_cells:
+        num_needed = sum(max(h.num_promised, rows.num_tokens) for h, (_, rows) in held) + PADDING_CELLS
+        if held and (num_needed > num_cells or num_held > self.engine.num_cells):
             raise EngineMemoryError(
-                f"{num_cells} cells are too few: replies under way hold {num_held} tokens; wait for them, or cancel "
-                "them"
+                f"{num_cells} cells cannot be had now: replies under way hold {num_held} tokens, each one's own, and "
+                f"may come to {num_needed}; wait for them, or cancel them"
             )
         try:
             self.engine.resize(num_cells)
         finally:
-            for holding, (positions, rows) in held:
-                self.engine.write(holding.sequence, _runs(positions, rows))
+            self._write_back(held)
 
     def num_busy(self) -> int:
         """Replies under way."""
         return sum(holding.is_busy for holding in self._holdings.values())
+
+    def _num_kept_cells(self, holdings: Sequence[Holding]) -> int:
+        """Of what was promised to them, what they have not taken: it is there, whatever others seem to need.
+
+        A scratch sequence's rows and the promise that they are for are both counted while it stands.
+        """
+        return sum(max(0, h.num_promised - self.engine.num_tokens(h.sequence)) for h in holdings if h.is_busy)
 
     def num_free_cells(self, but: Sequence[Holding] = ()) -> int:
         """Cells that nobody holds and that are promised to nobody, `but` these."""
@@ -229,6 +288,18 @@ class Device:
             if h.is_busy and h.num_promised and h not in but
         )
         return self.engine.num_cells - self.engine.used_cells() - sum(promised)
+
+    def _write_back(self, held: Sequence[tuple[Holding, tuple[I32Array, KVRows]]]) -> None:
+        """Every sequence's rows, as they were. One that cannot be had is empty, in the books as well."""
+        failed: EngineError | None = None
+        for holding, (positions, rows) in held:
+            try:
+                self.engine.write(holding.sequence, _runs(positions, rows))
+            except EngineError as error:
+                holding.residents.clear()
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _take(self) -> SequenceId:
         if not self._free:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Protocol
@@ -134,7 +134,8 @@ class Weaver:
         try:
             self._device.drop(holding, [drop.resident for drop in plan.drops])
             self._share(holding, plan)
-            self._device.promise(holding, sum(len(want.tokens) for want in wanted) + num_to_come)
+            num_tokens = sum(len(want.tokens) for want in wanted) + num_to_come
+            self._device.promise(holding, num_tokens, is_cancelled or (lambda: False))
             rows = {want.position: found for want, found in placed}
             rows |= self._alone_rows([want for want in computes if Compute(want).alone], holding, clock)
             rotated = self._lay_in_order(holding, [want for want, _ in placed] + computes, rows, clock)
@@ -204,6 +205,7 @@ class Weaver:
             for run in runs:
                 scratch = self._device.holding("")
                 scratches.append(scratch)
+                scratch.num_promised = run.stop
                 self._engine.copy(holding.sequence, scratch.sequence, 0, run.start)
                 decode.append(Run(scratch.sequence, _tokens_in(wanted, run), run.start))
             self._device.decode(decode, holding)
@@ -219,6 +221,10 @@ class Weaver:
                 self._device.release(scratch)
         return total
 
+    def wait_computed(self, entries: Set[EntryId]) -> None:
+        """Until nobody computes one of these."""
+        self._device.lock.wait_for(lambda: not entries & self._computing)
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _plan_alone(self, holding: Holding, wanted: Sequence[Wanted], is_cancelled: Callable[[], bool] | None) -> Plan:
@@ -228,7 +234,8 @@ class Weaver:
             entries = {op.wanted.entry for op in plan.operations if isinstance(op, Compute)}
             if not entries & self._computing:
                 return plan
-            holding.is_busy = True  # or it could be given to somebody else meanwhile
+            holding.is_busy = holding.is_waiting = True  # or it could be given to somebody else meanwhile
+            holding.num_promised = 0  # of the work before
             try:
                 self._device.lock.wait_for(
                     lambda entries=entries: (  # type: ignore[misc]
@@ -236,7 +243,7 @@ class Weaver:
                     )
                 )
             finally:
-                holding.is_busy = False
+                holding.is_busy = holding.is_waiting = False
             if is_cancelled is not None and is_cancelled():
                 raise CancelledError("cancelled; the context is as it was before")
 
@@ -336,7 +343,7 @@ class Weaver:
         """Prefill a chunk behind the prefix in a scratch sequence and store it."""
         engine, start = self._engine, len(self._alone_prefix)
         self._device.make_room(len(want.tokens), [holding])
-        with self._device.scratch() as scratch:
+        with self._device.scratch(start + len(want.tokens)) as scratch:
             engine.copy(behind, scratch, 0, start)
             self._decode(scratch, want.tokens, start, clock, holding, Logits.NONE)
             _, rows = engine.read(scratch, start)
@@ -360,7 +367,7 @@ class Weaver:
         if last is None or last < start:
             self._decode(holding.sequence, tokens, start, clock, holding, Logits.NONE)
         else:
-            with self._device.scratch() as scratch:
+            with self._device.scratch(stop) as scratch:
                 if start:
                     self._engine.copy(holding.sequence, scratch, 0, start)
                 self._decode(scratch, tokens, start, clock, holding, Logits.NONE)

@@ -7,10 +7,11 @@ subclass; none is thread-safe: the owner serialises calls.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from kvloom.errors import EngineUnsupportedError
 from kvloom.types import (
     F32Array,
     I32Array,
@@ -131,6 +132,29 @@ class Vocabulary(ABC):
     def token_bytes(self, token: int, *, special: bool) -> bytes:
         """The bytes a token stands for; control tokens are empty unless `special`."""
 
+    def tokenize_whole(self, text: bytes) -> list[int]:
+        """Ids of a text that stands alone, framed as the model wants one (BOS, EOS); `<|im_end|>` is plain text."""
+        head = [] if self.bos is None else [self.bos]
+        return head + self.tokenize(text, parse_special=False)
+
+
+class Embedder(ABC):
+    """Makes vectors of texts, in native memory of its own beside the cells. Used by one thread at a time."""
+
+    num_bytes: int
+    """What it takes, as forecast."""
+    max_tokens: int
+    """The longest text."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[Sequence[int]]) -> Generator[list[F32Array], None, None]:
+        """The texts' vectors in order, of length 1 each; every `next()` computes one native batch and gives those that
+        it has completed (there may be none). Not to be begun again before it has ended or was closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the native memory. Idempotent."""
+
 
 class Engine(ABC):
     """One loaded model and its native KV cells."""
@@ -192,6 +216,23 @@ class Engine(ABC):
 
     @abstractmethod
     def sampler(self, params: SamplingParams) -> Sampler: ...
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether `embedder` gives one."""
+        return False
+
+    def embedder_bytes(self, max_tokens: int) -> int:  # noqa: ARG002 - an engine that has none needs no number
+        """What an embedder for texts of so many tokens will take: asked before it is made. Raises as `embedder`."""
+        raise EngineUnsupportedError(f"{type(self).__name__} makes no embeddings")
+
+    def embedder(self, max_tokens: int) -> Embedder:  # noqa: ARG002 - as above
+        """Another context over the same weights, which the caller closes before the engine.
+
+        It computes on the same cores: no `decode` may run meanwhile. Raises EngineUnsupportedError where the model
+        makes no embeddings, EngineMemoryError where the context cannot be had.
+        """
+        raise EngineUnsupportedError(f"{type(self).__name__} makes no embeddings")
 
     @abstractmethod
     def used_cells(self) -> int:

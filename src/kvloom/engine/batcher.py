@@ -18,14 +18,18 @@ import numpy as np
 
 from kvloom.engine.base import Engine, Logits, Run, Sampler
 from kvloom.engine.cores import Cores
-from kvloom.engine.turnstile import Turnstile
-from kvloom.errors import EngineStateError
+from kvloom.engine.turnstile import Turnstile, surely
+from kvloom.errors import EngineError, EngineStateError, EngineUnsupportedError
 from kvloom.types import F32Array, SequenceId
 
 _log = logging.getLogger(__name__)
 
 STEP_ROWS = 128
 """Rows of a step that holds replies and a prefill: what a reply waits for. A multiple of the engine's fast 64 rows."""
+MIXED_ROWS = 16
+"""Rows of prefills that go into one batch with the next tokens of replies. More make it a batch of the fast 64-row
+kernels, which then read the cells of all sequences: replies are cheaper in a batch of their own. (8 replies over 900
+tokens each: 0.12 s alone.)"""
 
 SHARED_STEP_ROWS = 256
 """Rows of a step without replies, where other engines wait for the same cores: what these wait for."""
@@ -160,14 +164,18 @@ def _bounded(prefill: _Prefill) -> _Part:
 
 
 def _parts(waiting: Sequence[_Prefill], num_rows: int) -> list[_Part]:
-    """The first ones' next rows, `num_rows` of them at most, and one at least."""
-    parts, left = [], max(1, num_rows)
+    """The first one's next rows, `num_rows` of them at most; where they are few, the next ones' too."""
+    parts, left = [], num_rows
     for prefill in waiting:
-        if left <= 0:
+        if left <= 0 or num_rows - left > MIXED_ROWS:
             break
         parts.append(_Part(prefill, prefill.take(left)))
         left -= sum(len(run.tokens) for run in parts[-1].runs)
     return parts
+
+
+def _steps_of(streams: Sequence[TokenStream]) -> list[Run]:
+    return [Run(stream.sequence, (stream.token,), stream.position, Logits.LAST) for stream in streams]
 
 
 class Batcher:
@@ -179,7 +187,8 @@ class Batcher:
     def __init__(self, engine: Engine, turnstile: Turnstile) -> None:
         self._engine = engine
         self._turnstile = turnstile
-        self._changed = threading.Condition(threading.Lock())
+        # Re-entrant: a reply that is collected as garbage ends itself in whatever thread and place that happens.
+        self._changed = threading.Condition(threading.RLock())
         self._prefills: list[_Prefill] = []
         self._streams: list[TokenStream] = []
         self._is_closed = False
@@ -198,16 +207,16 @@ class Batcher:
         Raises what that raises; nothing of the call stays then.
         """
         prefill = _Prefill(runs, [None] * len(runs), ticket)
-        with self._changed:
-            self._check_open()
-            insort(self._prefills, prefill, key=lambda waiting: waiting.ticket)
-            self._changed.notify_all()
-        with self._turnstile.released():
-            try:
+        try:
+            with self._changed:
+                self._check_open()
+                insort(self._prefills, prefill, key=lambda waiting: waiting.ticket)
+                self._changed.notify_all()
+            with self._turnstile.released():
                 prefill.done.wait()
-            except BaseException:  # an interrupt: the rows must not come behind the caller's back
-                self._withdraw(prefill)
-                raise
+        except BaseException:  # an interrupt, or a second one: the rows must not come behind the caller's back
+            surely(lambda: self._withdraw(prefill))
+            raise
         if prefill.error is not None:
             raise prefill.error
         return prefill.results
@@ -257,6 +266,12 @@ class Batcher:
 
     def _end_stream(self, stream: TokenStream) -> None:
         stream.is_cancelled = True
+        if threading.current_thread() is self._worker:
+            return  # the reply was collected as garbage in the middle of a step: the next one is without it
+        # Behind it the sampler's native memory is freed: no interrupt may come before the worker has let go.
+        surely(lambda: self._let_go(stream))
+
+    def _let_go(self, stream: TokenStream) -> None:
         with self._turnstile.released(), self._changed:
             self._changed.notify_all()
             self._changed.wait_for(lambda: stream not in self._streams)
@@ -265,16 +280,21 @@ class Batcher:
         """Take back a prefill that nobody waits for any more."""
         with self._turnstile:  # so no step is under way
             with self._changed:
-                if prefill.done.is_set():
+                if prefill not in self._prefills:
                     return
-                self._prefills.remove(prefill)
             self._take_back(prefill)
+            with self._changed:
+                self._prefills.remove(prefill)
 
     def _take_back(self, prefill: _Prefill) -> None:
         for run in prefill.runs[: prefill.run + 1]:
             last = self._engine.last_position(run.sequence)
             if last is not None and last >= run.start:
-                self._engine.remove(run.sequence, run.start)
+                try:
+                    self._engine.remove(run.sequence, run.start)
+                except EngineUnsupportedError:
+                    # A state that cannot be cut: the sequence is lost, and says so by being empty.
+                    self._engine.remove(run.sequence)
 
     def _work(self) -> None:
         error = EngineStateError("the engine was closed")
@@ -297,19 +317,30 @@ class Batcher:
         with self._changed:
             self._drop_streams([stream for stream in self._streams if stream.is_cancelled])
             streams, waiting = list(self._streams), list(self._prefills)
-        steps = [Run(stream.sequence, (stream.token,), stream.position, Logits.LAST) for stream in streams]
+        streams = self._whole_streams(streams)
+        steps = _steps_of(streams)
         alone = _whole if self.cores is None else _bounded
-        parts = _parts(waiting, STEP_ROWS - len(steps)) if steps else [alone(one) for one in waiting[:1]]
+        parts = _parts(waiting, STEP_ROWS) if steps else [alone(one) for one in waiting[:1]]
         if not steps and not parts:
             return
+        if steps and sum(len(run.tokens) for part in parts for run in part.runs) > MIXED_ROWS:
+            self._advance_streams(streams)
+            for part in parts:
+                self._compute(part)
+            return
+        before = {run.sequence: self._last(run.sequence) for part in parts for run in part.runs}
         try:
             logits = self._engine.decode([*steps, *(run for part in parts for run in part.runs)])
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
             # Together they may be too much for the engine; whose fault it was shows when they come alone.
             if len(parts) + bool(steps) > 1:
                 for part in parts:
-                    self._compute(part)
-                self._advance_streams(streams, steps)
+                    # A state that cannot be cut may be lost, and must not be gone on with as if it were whole.
+                    if any(self._last(run.sequence) != before[run.sequence] for run in part.runs):
+                        self._fail(part.prefill, error)
+                    else:
+                        self._compute(part)
+                self._advance_streams(self._whole_streams(streams))
             elif parts:
                 self._fail(parts[0].prefill, error)
             else:
@@ -333,9 +364,24 @@ class Batcher:
         if part.prefill.advance(part.runs, logits):
             self._finish(part.prefill)
 
-    def _advance_streams(self, streams: Sequence[TokenStream], steps: Sequence[Run]) -> None:
-        if not steps:
+    def _whole_streams(self, streams: Sequence[TokenStream]) -> list[TokenStream]:
+        """Those whose rows are all there. An engine decodes behind nothing wherever it is told to: never wrong KV."""
+        lost = [stream for stream in streams if self._last(stream.sequence) != stream.position - 1]
+        if lost:
+            self._fail_streams(lost, EngineStateError("what a reply was made behind is not in its sequence any more"))
+        return [stream for stream in streams if stream not in lost]
+
+    def _last(self, sequence: SequenceId) -> int | None:
+        """Where the sequence ends; None for an empty one, and where there are no cells at all."""
+        try:
+            return self._engine.last_position(sequence)
+        except EngineError:
+            return None
+
+    def _advance_streams(self, streams: Sequence[TokenStream]) -> None:
+        if not streams:
             return
+        steps = _steps_of(streams)
         try:
             logits = self._engine.decode(steps)
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
@@ -347,6 +393,9 @@ class Batcher:
         ended = []
         for stream, found in zip(streams, logits, strict=True):
             stream.position += 1
+            if stream.is_cancelled:  # collected as garbage in this step: its sampler may be freed already
+                ended.append(stream)
+                continue
             try:
                 if found is None:
                     raise EngineStateError("the engine gave no logits for a token that was decoded")

@@ -151,9 +151,10 @@ def explicit_size(window: int, demand: Demand, room: Room, limits: SizingLimits)
     if window < 1:
         raise UsageError(f"a window of {window} tokens cannot be; give 1 or more")
     budget = budget_bytes(room, limits)
-    needed = demand.total_bytes(window)
+    needed, trained = demand.total_bytes(window), demand.shape.context_length
     if needed > room.available_bytes:
-        most = largest_fitting(lambda tokens: demand.total_bytes(tokens) <= budget, window, WINDOW_STEP)
+        longest = min(window, trained) if trained else window
+        most = largest_fitting(lambda tokens: demand.total_bytes(tokens) <= budget, longest, WINDOW_STEP)
         way_out = f"{most:,} tokens fit" if most else "no window fits: take a smaller model"
         raise EngineMemoryError(
             f"a window of {window:,} tokens needs {_mib(needed)} ({_parts(demand, window)}), but "
@@ -161,7 +162,6 @@ def explicit_size(window: int, demand: Demand, room: Room, limits: SizingLimits)
             "takes about half the KV"
         )
     warnings: list[str] = []
-    trained = demand.shape.context_length
     if 0 < trained < window:
         warnings.append(
             f"the model was trained for {trained:,} tokens, {window:,} were asked for: beyond that it answers badly "

@@ -5,7 +5,7 @@ A backend hands out leases; a lease is one tenant's use of one loaded model unti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,8 +122,11 @@ class ModelLease(Protocol):
 
     def detokenize(self, tokens: Sequence[int]) -> str: ...
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[F32Array], int]:
-        """A vector per text, and the tokens that were read. Raises EngineUnsupportedError."""
+    def embedding_tokens(self, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        """What is read of each text, or of its ids, for its embedding. Raises UsageError for one that is empty."""
+
+    def embed(self, tokens: Sequence[Sequence[int]], is_cancelled: Callable[[], bool]) -> list[F32Array]:
+        """A vector for each. Raises EngineUnsupportedError, ContextOverflowError, EngineMemoryError, CancelledError."""
 
     def grammar_for(self, schema: Mapping[str, Any]) -> str:
         """The grammar of JSON that a JSON schema allows. Raises UsageError for what cannot be said by one."""

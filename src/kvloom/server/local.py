@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvloom.errors import EngineUnsupportedError, ModelNotFoundError, UsageError
+from kvloom.errors import ModelNotFoundError, UsageError
 from kvloom.server.auth import LOCAL_TENANT
 from kvloom.server.backend import CompletionStream, ModelInfo, ToolPlan, ToolUse
 from kvloom.server.backend import Prepared as AnyPrepared
@@ -85,6 +85,7 @@ class LocalBackend:
             window=min(loom.window, loom.pool.window),
             aliases=self._aliases,
             created_s=self._created_s,
+            has_embeddings=loom.embeddings.is_possible,
             tool_form=tool_form(loom.builder.chat_template.source),
         )
 
@@ -99,7 +100,7 @@ class LoomLease:
 
     def __init__(self, loom: Loom, info: ModelInfo) -> None:
         self._loom = loom
-        self.info = info
+        self.info = replace(info, has_embeddings=loom.embeddings.is_possible)
 
     @property
     def loom(self) -> Loom:
@@ -128,8 +129,12 @@ class LoomLease:
         self._check_tokens(tokens)
         return self._loom.builder.tokenizer.text(tokens)
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[F32Array], int]:  # noqa: ARG002 - the seam's signature
-        raise EngineUnsupportedError(f"{self.info.id} makes no embeddings")
+    def embedding_tokens(self, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        return self._loom.embeddings.tokens(texts)
+
+    def embed(self, tokens: Sequence[Sequence[int]], is_cancelled: Callable[[], bool]) -> list[F32Array]:
+        vectors, _ = self._loom.embed(tokens, is_cancelled)
+        return vectors
 
     def grammar_for(self, schema: Mapping[str, Any]) -> str:
         return json_grammar(schema)

@@ -25,7 +25,7 @@ from kvloom.session.requests import Request
 log = logging.getLogger(__name__)
 
 NUM_SIDE_THREADS = 4
-"""Threads for what is short beside a reply: counting prompts, tokenizing, embedding."""
+"""Threads for what is short beside a reply: counting prompts, tokenizing."""
 
 CLOSING_S = 5.0
 """A cancelled reply ends within a step of the engine; what takes longer than this is given up."""
@@ -64,6 +64,10 @@ class Service:
     async def aside(self, work: Callable[..., T], *args: object) -> T:
         """Run something short that blocks, away from the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._side_threads, work, *args)
+
+    async def in_slot(self, work: Callable[..., T], *args: object) -> T:
+        """Run what computes, away from the event loop. The caller has been admitted: each slot has a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reply_threads, work, *args)
 
     @asynccontextmanager
     async def call(self, model: str, caller: Caller, notes: RequestNotes) -> AsyncIterator[Call]:

@@ -242,8 +242,11 @@ class TurnLease:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self.opened.lease.detokenize(tokens)
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[F32Array], int]:
-        return self.opened.lease.embed(texts)
+    def embedding_tokens(self, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        return self.opened.lease.embedding_tokens(texts)
+
+    def embed(self, tokens: Sequence[Sequence[int]], is_cancelled: Callable[[], bool]) -> list[F32Array]:
+        return self.opened.lease.embed(tokens, is_cancelled)
 
     def grammar_for(self, schema: Mapping[str, Any]) -> str:
         return self.opened.lease.grammar_for(schema)

@@ -150,11 +150,10 @@ class Budget:
         used, num_question = question.manifest.num_tokens, len(question.tokens)
         free, needed = window - used - num_question, used + num_question + (max_tokens or 1)
         if free < (max_tokens or 1):
-            reply = f" + {max_tokens} for the reply" if max_tokens else ""
             raise ContextOverflowError(
                 f"maximum context length is {window} tokens: {used} in use + {num_question} for the "
-                f"question{reply} = {needed}; switch chunks off, clear turns, shorten it, or open with --context "
-                f"{needed} or more",
+                f"question + {max_tokens or 1} for the reply = {needed}; switch chunks off, clear turns, shorten it, "
+                f"or raise the context to {needed} or more (/context size, --context)",
                 num_needed_tokens=needed,
                 num_window_tokens=window,
             )

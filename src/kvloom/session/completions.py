@@ -11,12 +11,14 @@ import uuid
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvloom.context.device import Holding
 from kvloom.context.manifest import Slot, SlotKind, Tokens
 from kvloom.engine.batcher import Chosen
 from kvloom.engine.candidates import token_scores
+from kvloom.engine.turnstile import surely
 from kvloom.errors import CancelledError, EngineMemoryError, UsageError
 from kvloom.session.composer import Composed
 from kvloom.session.reply import Loop, ReplyOptions, Sampled
@@ -27,6 +29,13 @@ from kvloom.types import F32Array, Fidelity, SamplingParams
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
+
+
+OWNER = "request-"
+"""What the owners of requests' sequences begin with."""
+IDLE_TOKENS = 2048
+"""Tokens of ended requests that stay on the device. A prompt looks over all cells that are in use, whoever holds them
+(1,300 more cells make it a third slower), and what is in RAM is placed in no time."""
 
 
 class CompletionStream(Iterator[TextDelta]):
@@ -93,36 +102,40 @@ class Completions:
             loom.guard.check()
             stack.enter_context(loom.foreground.busy())
             stack.enter_context(loom.monitor.busy())
-            owner = f"request-{uuid.uuid4().hex}"
+            owner = f"{OWNER}{uuid.uuid4().hex}"
+            start, is_whole = -1, False
+            first: list[float] = []
             try:
                 holding, composed = self._composed(prepared, owner, cancel)
-            except CancelledError:
-                return _cancelled(prepared, time.perf_counter() - began)
-            start, is_whole = composed.manifest.span, False
-            try:
-                first: list[float] = []
-                reply = self._reply(prepared, holding, composed, cancel, first)
-                found = yield from reply
+                start = composed.manifest.span
+                found = yield from self._reply(prepared, holding, composed, cancel, first)
                 is_whole = True
             except CancelledError:
                 return _cancelled(prepared, time.perf_counter() - began)
             finally:
-                with loom.device.lock:
-                    if not is_whole:
-                        loom.device.cut(holding, start)
-                    holding.is_busy = False
+                surely(partial(self._end, owner, None if is_whole else start))
             times = ((first[0] if first else time.perf_counter()) - began, time.perf_counter() - began)
             usage = usage_of(composed, len(prepared.question), len(found.tokens), 0, times)
         return replace(found.completion, usage=usage)
+
+    def _end(self, owner: str, start: int | None) -> None:
+        with self._loom.device.lock:
+            self._loom.device.end(owner, start)
+            self._loom.device.drop_idle(OWNER, IDLE_TOKENS)
 
     def _composed(self, prepared: Prepared, owner: str, cancel: threading.Event) -> tuple[Holding, Composed]:
         """The prompt but for its last block, woven. Waits for others to end where they hold the cells it needs."""
         device, loom = self._loom.device, self._loom
         num_to_come = len(prepared.question) + prepared.max_tokens
-        with device.lock:
-            loom.library.record(prepared.manifest)
+        with device.lock, device.line.place() as place:
             while True:
+                device.line.wait(place, cancel.is_set)
+                if cancel.is_set():
+                    raise CancelledError("the request was cancelled while it waited")
+                loom.library.record(prepared.manifest)  # in the same turn as the weave: a purge comes before or behind
                 try:
+                    if loom.pool.is_released:  # memory was short, and the guard lets new work in again
+                        loom.pool.ensure(loom.pool.window)
                     holding = device.holding(owner)
                     composed = loom.composer.compose(
                         holding, prepared.manifest, is_cancelled=cancel.is_set, num_to_come=num_to_come
@@ -131,11 +144,11 @@ class Completions:
                     device.release_owner(owner)
                     if not device.num_busy():
                         raise
+                    device.line.found_too_few(place)
                     device.wait_for_another(cancel.is_set)
-                    if cancel.is_set():
-                        raise CancelledError("the request was cancelled while it waited") from None
                     continue
                 holding.is_busy = True
+                device.line.was_let_in(place)
                 loom.rates.note(composed.weave)
                 return holding, composed
 
@@ -187,6 +200,8 @@ class Completions:
 
     def _keep(self, prepared: Prepared, holding: Holding, composed: Composed, sampled: Sampled) -> None:
         """Enter what was computed in the books and the tiers, cut as the next request will cut it."""
+        if holding.is_doomed:
+            return
         composer, start = self._loom.composer, composed.manifest.span
         begin = start + len(prepared.question)
         last = composer.engine.last_position(holding.sequence)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kvloom.context.blend import BlendChunk, select_runs
 from kvloom.context.device import Device, Holding
@@ -30,6 +32,15 @@ from kvloom.types import EntryId, EntryKey, Fidelity, Lineage, ModelFingerprint,
 
 MAX_REPLANS = 8
 """A weave finds all damaged entries that it wants at once; what replaces them may be damaged, too."""
+
+
+MAX_KNOWN_IDS = 65_536
+"""Ids that are remembered, of some 500 bytes each: every request has blocks of its own."""
+MAX_KNOWN_PIECES = 512
+"""Runs whose tokens' bytes are remembered: a chunk's part of 1,000 tokens takes some 40 kB."""
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Composer:
         known = self._ids.get((tokens.digest, lineage))
         if known is None:
             known = EntryKey(tokens.ids, self._model, self._layout, self._rope, lineage).id
-            self._ids[tokens.digest, lineage] = known
+            _keep(self._ids, (tokens.digest, lineage), known, MAX_KNOWN_IDS)
         return known
 
     def wanted(self, manifest: Manifest) -> list[Wanted]:
@@ -150,8 +161,8 @@ class Composer:
 
     def forget(self, digests: Set[str]) -> None:
         """Nothing of these token runs stays in memory."""
-        for key in [key for key in self._ids if key[0] in digests]:
-            del self._ids[key]
+        for key in [key for key in list(self._ids) if key[0] in digests]:  # others may add to it meanwhile
+            self._ids.pop(key, None)
         for digest in digests:
             self._token_bytes.pop(digest, None)
 
@@ -163,7 +174,7 @@ class Composer:
         if known is None:
             vocabulary = self.engine.vocabulary
             known = tuple(vocabulary.token_bytes(token, special=True) for token in tokens.ids)
-            self._token_bytes[tokens.digest] = known
+            _keep(self._token_bytes, tokens.digest, known, MAX_KNOWN_PIECES)
         return known
 
     def _with_lost_turns_renewed(self, holding: Holding, manifest: Manifest) -> tuple[Manifest, bool]:
@@ -187,6 +198,14 @@ class Composer:
         held = {(resident.entry, resident.position) for resident in holding.residents.values()}
         entries = ((slot, self.entry_id(slot.tokens, slot.lineage)) for slot in manifest.turns if slot.active)
         return {s.ref for s, entry in entries if (entry, s.position) not in held and not self.weaver.has(entry)}
+
+
+def _keep(known: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
+    """Remember a value, in place of the oldest ones where there are too many. Safe for several threads."""
+    known[key] = value
+    while len(known) > most:
+        with suppress(RuntimeError, StopIteration):  # another thread was at it
+            known.pop(next(iter(known)), None)
 
 
 def _computed_by(fingerprint: ModelFingerprint, alone_prefix: Sequence[int], tenant: str) -> ModelFingerprint:

@@ -23,7 +23,8 @@ def collect(loom: Loom) -> GcReport:
     Sessions name tokens and lineages; which entries these are under another model only the entries can say.
     """
     named = _named(loom.log)
-    keep = {loom.composer.weaver.alone_prefix().entry, *loom.catalog.all_entries()}
+    composers = [loom.composer, *(tenant.composer for tenant in loom.open_tenants())]
+    keep = {*(composer.weaver.alone_prefix().entry for composer in composers), *loom.catalog.all_entries()}
     for home in tenant_homes(loom.home):
         database = Database(home)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kvloom.errors import CompressionError, KvloomError, MemoryPressureError
@@ -42,6 +43,8 @@ class MemoryGuard:
         self.acted: Signal[GuardNotice] = Signal()
         """Told of every notice."""
         self._work: threading.Thread | None = None
+        self._owed: tuple[str, Crossing] | None = None
+        """A release that a reply under way held up."""
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -99,6 +102,9 @@ class MemoryGuard:
             crossing = guard.observe(reading.total_bytes - reading.available_bytes, reading.total_bytes)
             if crossing is not None:
                 self._crossed(reading.device, crossing)
+        owed, self._owed = self._owed, None
+        if owed is not None and self.is_refusing:
+            self._begin(lambda: self._release_owed(*owed))
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Until what is being done is done."""
@@ -118,18 +124,27 @@ class MemoryGuard:
             if crossing.before is Level.CRITICAL:
                 self._say(device, crossing, "new work is accepted again")
             return
+        self._begin(lambda: self._act(device, crossing))
+
+    def _begin(self, act: Callable[[], None]) -> None:
+        """One after the other. Nobody waits for it here: what is done may wait for a reply, or for who called us."""
+
+        def run(before: threading.Thread | None) -> None:
+            if before is not None:
+                before.join()
+            act()
+
         with self._lock:
-            self.wait()
-            self._work = threading.Thread(target=self._act, args=(device, crossing), name="kvloom-guard", daemon=True)
+            self._work = threading.Thread(target=run, args=(self._work,), name="kvloom-guard", daemon=True)
             self._work.start()
 
     def _act(self, device: str, crossing: Crossing) -> None:
         try:
-            done = [self._evict()]
+            done = [self._evict(), self._release_embedder()]
             if crossing.after is Level.HARD:
                 done += self._shrink()
             if crossing.after is Level.CRITICAL:
-                done += self._release()
+                done += self._release(device, crossing)
         except (KvloomError, OSError) as error:
             done = [f"something failed: {error}"]
         self._say(device, crossing, "; ".join(filter(None, done)) or "there was nothing that could be given back")
@@ -137,6 +152,10 @@ class MemoryGuard:
     def _evict(self) -> str:
         freed = self._loom.store.cool()
         return f"{freed / MIB:,.0f} MiB of KV went from RAM to disk" if freed else ""
+
+    def _release_embedder(self) -> str:
+        freed = self._loom.embeddings.release()
+        return f"the context for embeddings ({freed / MIB:,.0f} MiB) was given back" if freed else ""
 
     def _shrink(self) -> list[str]:
         """Every session's window to a half, compressed first so that it fits; then the pool."""
@@ -163,15 +182,31 @@ class MemoryGuard:
             return f"the window of {before} tokens stays: {error}"
         return f"the window went from {before} to {session.window} tokens{said}; /undo takes it back"
 
-    def _release(self) -> list[str]:
+    def _release(self, device: str, crossing: Crossing) -> list[str]:
         """Snapshots without inference, then the cells; those of a reply under way stay until its end."""
         for session in self._loom.open_sessions():
             session.snapshot_now("memory is critically short")
+        freed = self._release_cells()
+        if freed is None:
+            self._owed = (device, crossing)
+            return ["new work is refused; a reply under way is let to its end"]
+        return [f"new work is refused; {_released(freed)}"]
+
+    def _release_owed(self, device: str, crossing: Crossing) -> None:
+        try:
+            freed = self._release_cells()
+        except KvloomError as error:
+            self._say(device, crossing, f"something failed: {error}")
+            return
+        if freed is None:
+            self._owed = (device, crossing)
+        else:
+            self._say(device, crossing, f"the reply under way has ended; {_released(freed)}")
+
+    def _release_cells(self) -> int | None:
+        """Bytes given back; None while a reply needs them."""
         with self._loom.device.lock:
-            if self._loom.device.num_busy():
-                return ["new work is refused; a reply under way is let to its end"]
-            freed = self._loom.pool.release()
-        return [f"new work is refused; {freed / MIB:,.0f} MiB of the device's KV were released, the conversation stays"]
+            return None if self._loom.device.num_busy() else self._loom.pool.release()
 
     def _say(self, device: str, crossing: Crossing, done: str) -> None:
         text = f"memory ({device}) is at {crossing.share:.0%}, {crossing.before.value} → {crossing.after.value}: {done}"
@@ -181,3 +216,7 @@ class MemoryGuard:
             self.notices.append(notice)
             self._untold.append(notice)
         self.acted.tell(notice)
+
+
+def _released(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:,.0f} MiB of the device's KV were released, the conversation stays"

@@ -23,6 +23,8 @@ from kvloom.types import ALONE, ChunkId, EntryId, TierName
 
 MAX_CACHED_PARTS = 256
 """Tokenized chunks kept in memory: a chunk of 1,000 tokens takes some 40 kB."""
+MAX_KNOWN_RECORDS = 65_536
+"""Entries that are known to be in the catalog: exact requests make ever new ones of the same chunk."""
 
 
 @dataclass(frozen=True)
@@ -169,22 +171,31 @@ class Library:
         return [(part, self._composer.entry_id(run, ALONE)) for part, run in enumerate(parts)]
 
     def record(self, manifest: Manifest) -> None:
-        """Remember which entries hold parts of which chunks, so that a purge finds them all."""
-        fresh = []
-        for slot in manifest.active:
-            if slot.kind is SlotKind.CHUNK:
-                key = (ChunkId(slot.ref), slot.part, self._composer.entry_id(slot.tokens, slot.lineage))
-                if key not in self._recorded:
-                    self._recorded.add(key)
-                    fresh.append(EntryRecord(key[0], self._model, key[1], key[2]))
-        if fresh:
-            self.catalog.record_entries(fresh)
+        """Remember which entries hold parts of which chunks, so that a purge finds them all.
+
+        Raises UnknownChunkError for a chunk that was purged meanwhile.
+        """
+        keys = [
+            (ChunkId(slot.ref), slot.part, self._composer.entry_id(slot.tokens, slot.lineage))
+            for slot in manifest.active
+            if slot.kind is SlotKind.CHUNK
+        ]
+        fresh = [key for key in keys if key not in self._recorded]
+        if not fresh:
+            return
+        for chunk in {key[0] for key in fresh}:
+            self.catalog.get(chunk)
+        self.catalog.record_entries([EntryRecord(chunk, self._model, part, entry) for chunk, part, entry in fresh])
+        if len(self._recorded) > MAX_KNOWN_RECORDS:
+            self._recorded.clear()  # what was recorded is recorded again, which changes nothing
+        self._recorded.update(fresh)
 
     def forget(self, chunk: ChunkId) -> None:
         """Nothing of a purged chunk stays in memory."""
-        for key in [key for key in self._parts if key[0] == chunk]:
-            del self._parts[key]
-        self._recorded = {key for key in self._recorded if key[0] != chunk}
+        for key in [key for key in list(self._parts) if key[0] == chunk]:  # others may add to it meanwhile
+            self._parts.pop(key, None)
+        for recorded in [one for one in list(self._recorded) if one[0] == chunk]:
+            self._recorded.discard(recorded)
         self._bare_parts.pop(chunk, None)
         if self._texts is not None:
             self._texts.remove(chunk)

@@ -7,7 +7,7 @@ below.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +20,14 @@ from kvloom.config import Settings
 from kvloom.context.device import Device
 from kvloom.context.manifest import Manifest
 from kvloom.engine.base import Engine
-from kvloom.errors import EngineMemoryError, LoomClosedError, SessionBusyError, UsageError
+from kvloom.errors import EngineMemoryError, EngineUnsupportedError, LoomClosedError, SessionBusyError, UsageError
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
 from kvloom.memory.monitor import MemoryMonitor, Pace
 from kvloom.memory.sizing import Sizing
 from kvloom.session.completions import Completions, CompletionStream
 from kvloom.session.composer import Composer
+from kvloom.session.embeddings import Embeddings
 from kvloom.session.foreground import Foreground
 from kvloom.session.gc import collect
 from kvloom.session.guard import MemoryGuard
@@ -51,7 +52,7 @@ from kvloom.session.turn import Runner, TurnRunner
 from kvloom.session.values import Chunk, GcReport, LoomStatus, SessionInfo, TierStatus
 from kvloom.text.pieces import PromptBuilder
 from kvloom.text.preamble import alone_prefix
-from kvloom.types import EntryId, Fidelity, SessionId
+from kvloom.types import EntryId, F32Array, Fidelity, SessionId
 
 
 class Loom(LoomChunks, LoomMemory):
@@ -83,6 +84,7 @@ class Loom(LoomChunks, LoomMemory):
         self.foreground = Foreground()
         self.device = Device(engine)
         self.pool = Pool(self.device, self.window, self._spare_bytes, settings.pool_tokens)
+        self.embeddings = Embeddings(self.device, self._spare_bytes)
         self.guard = MemoryGuard(self)
         """What is done when memory runs low, and how much may still be taken."""
         self.monitor = MemoryMonitor(pace=Pace(busy_s=settings.guard.poll_s, rest_s=6 * settings.guard.poll_s))
@@ -148,6 +150,24 @@ class Loom(LoomChunks, LoomMemory):
         self._check_open()
         return self._completions.complete(request)
 
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], is_cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[list[F32Array], int]:
+        """A vector of length 1 for each text (or its token ids), and the tokens that were read.
+
+        Made in a context of its own, which memory must have and which goes again when it is idle. Raises
+        EngineUnsupportedError where the model makes none, ContextOverflowError for a text longer than the window,
+        EngineMemoryError with the numbers, MemoryPressureError while new work is refused.
+        """
+        self._check_open()
+        if not self.embeddings.is_possible:
+            raise EngineUnsupportedError(f"{self.model_name} makes no embeddings")
+        self.guard.check()
+        with self.foreground.busy(), self.monitor.busy():
+            tokens = self.embeddings.tokens(texts)
+            vectors = self.embeddings.embed(tokens, min(self.window, self.pool.window), is_cancelled)
+        return vectors, sum(map(len, tokens))
+
     # -- tenants ------------------------------------------------------------------------------------------------
 
     def tenant(self, name: str) -> Loom:
@@ -163,6 +183,11 @@ class Loom(LoomChunks, LoomMemory):
             if found is None or found._closed:
                 found = self._tenants[name] = TenantLoom(self, name)
             return found
+
+    def open_tenants(self) -> list[Loom]:
+        """The tenants that have been asked for in this process."""
+        with self._lock:
+            return [tenant for tenant in self._tenants.values() if not tenant._closed]
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
@@ -368,10 +393,11 @@ class Loom(LoomChunks, LoomMemory):
 
     def runner(self, owner: SessionId, cancel: threading.Event, history: History | None = None) -> Runner:
         """What runs turns here; `history`: of the session whose turns they are, none for what is part of nothing."""
-        return TurnRunner(self, owner, cancel, history.next_ordinal if history is not None else lambda: 0)
+        return TurnRunner(self, owner, cancel, history.next_ordinal if history is not None else None)
 
     def _close_engine(self) -> None:
         self.device.batcher.close()
+        self.embeddings.close()
         with self.device.lock:
             self.engine.close()
 

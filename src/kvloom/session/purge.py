@@ -99,13 +99,14 @@ def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
     digests = found.digests - found.needed_digests
     loom.log.rewrite(scrub)
     loom.log.purge_tokens(digests)
-    with loom.device.lock:
-        loom.device.drop_entries(found.entries)
-    freed = sum(loom.store.size_of(entry) for entry in found.entries)
-    for entry in found.entries:
-        loom.store.purge(entry)
-    freed += loom.catalog.get(chunk).size_bytes
-    loom.catalog.purge(chunk)
-    loom.library.forget(chunk)
-    loom.composer.forget(digests)
+    with loom.device.lock:  # requests come and go: none of them may store it again in between
+        loom.composer.weaver.wait_computed(found.entries)
+        loom.device.purge_entries(found.entries)
+        freed = sum(loom.store.size_of(entry) for entry in found.entries)
+        for entry in found.entries:
+            loom.store.purge(entry)
+        freed += loom.catalog.get(chunk).size_bytes
+        loom.catalog.purge(chunk)
+        loom.library.forget(chunk)
+        loom.composer.forget(digests)
     return freed

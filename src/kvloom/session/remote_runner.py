@@ -79,6 +79,11 @@ class RemoteRunner:
         except ContextOverflowError as error:
             self._learn_from(error, request)
             raise
+        if not said.answer and not said.reasoning:
+            raise EngineError(
+                f"{self._loom.endpoint.where} gave an empty reply (finish reason: {ending.finish_reason}); the context "
+                "is as before, ask again or otherwise"
+            )
         usage = self._usage(question, said, ending)
         self._learn(request, said, ending)
         commit(*self._turn(question, said, ending, usage))
@@ -91,7 +96,7 @@ class RemoteRunner:
         return manifest, Warmed(0, 0, 0, 0, 0.0)
 
     def complete(self, question: Question, max_tokens: int, options: ReplyOptions, patience: Patience) -> Sampled:
-        """A reply that is part of nothing. It gives way to others: then the request ends, and is made anew.
+        """A reply that is part of nothing, maybe empty. It gives way to others: the request ends, and is made anew.
 
         Raises CancelledError where `patience` ends, EngineError where others never leave it time.
         """
@@ -177,11 +182,6 @@ class RemoteRunner:
         finally:
             flow.close()
         yield from said.note(splitter.finish())
-        if not said.answer and not said.reasoning:
-            raise EngineError(
-                f"{self._loom.endpoint.where} gave an empty reply (finish reason: {ending.finish_reason}); the context "
-                "is as before, ask again or otherwise"
-            )
         return ending
 
     def _usage(self, question: Question, said: _Said, ending: Ending) -> Usage:

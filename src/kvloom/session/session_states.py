@@ -56,6 +56,11 @@ class SessionStates:
         self._desk.check_open()
         return self._desk.snapshots.list()
 
+    def snapshot_faults(self) -> tuple[str, ...]:
+        """Snapshots that are here and cannot be read (damaged, or of a newer version): what is wrong with each."""
+        self._desk.check_open()
+        return self._desk.snapshots.faults()
+
     def restore(self, ref: str | None = None) -> Snapshot:
         """Back to a snapshot (the newest by default), with its KV; `undo()` takes it back.
 
@@ -80,7 +85,7 @@ class SessionStates:
     def delete_snapshot(self, ref: str) -> Snapshot:
         """A snapshot gone; what it held is still in the log while undo can reach it. What was deleted."""
         with self._desk.editing():
-            record = self._desk.snapshots.get(ref)
+            record = self._desk.snapshots.get_even_damaged(ref)
             value = self._desk.snapshots.value(record)
             self._desk.snapshots.delete(record)
             return value

@@ -20,6 +20,9 @@ from kvloom.session.watch import Watch
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
+MIN_REPLY_TOKENS = 64
+"""A window that cannot hold this beside what is used is refused; in one under 256 tokens a quarter of it is enough."""
+
 
 class SessionWindow:
     """The window side of a session."""
@@ -54,7 +57,8 @@ class SessionWindow:
         """
         with self._desk.editing():
             wanted = self.loom.automatic_window() if num_tokens is None else num_tokens
-            used, least = self._desk.manifest.num_tokens, self._desk.manifest.num_tokens + min(64, wanted // 4)
+            used = self._desk.manifest.num_tokens
+            least = _least_window(used)
             if wanted < least:
                 raise UsageError(
                     f"a window of {wanted} tokens cannot hold the {used} in use and a reply: give {least} or more, or "
@@ -101,3 +105,9 @@ class SessionWindow:
     def on_before_overflow(self, callback: Callable[[Overflow], object]) -> Callable[[], None]:
         """Call `callback` before a question that does not fit is refused or makes room; returns what ends that."""
         return self._watch.overflow.subscribe(callback)
+
+
+def _least_window(num_used: int) -> int:
+    """The smallest window that holds so many tokens and a reply: 64 tokens, or a quarter of a window under 256."""
+    by_quarter = 4 * (num_used - 1) // 3 + 1  # the least w with w - w // 4 >= num_used
+    return max(1, min(num_used + MIN_REPLY_TOKENS, by_quarter))

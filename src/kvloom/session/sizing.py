@@ -47,15 +47,24 @@ def opening_window(settings: Settings, demand: Demand, reading: MemoryReading | 
     Raises EngineMemoryError where memory cannot hold it, before anything is loaded: the system would hand out memory
     that is not there, and kill the process when it is used. Without a reading the limits alone decide.
     """
+    return window_for(settings, demand, Room.of(reading) if reading is not None else None)
+
+
+def window_for(settings: Settings, demand: Demand, room: Room | None) -> Sizing:
+    """The same for a room that is known already, or is only assumed. Raises as `opening_window` does."""
     limits = limits_of(settings)
-    room = Room.of(reading) if reading is not None else None
     if settings.context is not None:
         if room is None:
             return _unmeasured(settings.context, Bound.EXPLICIT, demand)
         return explicit_size(settings.context, demand, room, limits)
-    if room is None or not settings.context_auto:
-        return _unmeasured(window_ceiling(demand.shape, limits), Bound.TARGET, demand)
-    return auto_size(demand, room, limits)
+    if room is not None and settings.context_auto:
+        return auto_size(demand, room, limits)
+    window = window_ceiling(demand.shape, limits)
+    if room is None:
+        return _unmeasured(window, Bound.TARGET, demand)
+    # As it is, unless memory cannot hold it at all.
+    found = explicit_size(window, demand, room, limits)
+    return replace(found, bound=Bound.TARGET, reason="the target, within what the model was trained for")
 
 
 def pool_tokens(wanted: int, demand: Demand, sizing: Sizing) -> int:

@@ -45,6 +45,15 @@ class SnapshotMeta(msgspec.Struct, frozen=True):
     version: int = SNAPSHOT_VERSION
 
 
+class _Version(msgspec.Struct):
+    """The one field that every version has."""
+
+    version: int = SNAPSHOT_VERSION
+
+
+_UNREADABLE = SnapshotMeta("", "", "", 0, 0, 0, 0, "", "", 1.0)
+
+
 class StoredMessage(msgspec.Struct, frozen=True):
     """One message as it was, for reading and for export; the KV comes by the manifest."""
 
@@ -92,21 +101,45 @@ class SnapshotStore:
         return SnapshotRecord(number, name, session, manifest, is_auto, now, meta)
 
     def of(self, session: SessionId) -> list[SnapshotRecord]:
-        """A session's snapshots, the newest first. Damaged ones are left out: `get` says what is wrong with them."""
-        records = []
-        for row in self._db.rows(f"{_SELECT} WHERE session_id = ? ORDER BY number DESC", (session,)):
+        """A session's snapshots, the newest first. Those that cannot be read are left out: `faults` tells them."""
+        return self._read(session)[0]
+
+    def faults(self, session: SessionId) -> list[str]:
+        """What is wrong with the session's snapshots that cannot be read, the newest first."""
+        return self._read(session)[1]
+
+    def _read(self, session: SessionId) -> tuple[list[SnapshotRecord], list[str]]:
+        records, faults = [], []
+        for row in self._rows(session):
             try:
                 records.append(_record(row))
-            except SnapshotError:
-                continue
-        return records
+            except SnapshotError as error:
+                faults.append(str(error))
+        return records, faults
+
+    def _rows(self, session: SessionId) -> list[Row]:
+        return self._db.rows(f"{_SELECT} WHERE session_id = ? ORDER BY number DESC", (session,))
 
     def get(self, session: SessionId, ref: str) -> SnapshotRecord:
         """The session's snapshot of an id, an unambiguous prefix of it, or a title.
 
         Raises UnknownSnapshotError, SnapshotError where it is damaged or of a newer version.
         """
-        rows = self._db.rows(f"{_SELECT} WHERE session_id = ? ORDER BY number DESC", (session,))
+        return _record(self._row(session, ref))
+
+    def get_even_damaged(self, session: SessionId, ref: str) -> SnapshotRecord:
+        """As `get`, to delete it: of what cannot be read the place alone is told. Raises UnknownSnapshotError."""
+        row = self._row(session, ref)
+        try:
+            return _record(row)
+        except SnapshotError:
+            number, name, owner, manifest, is_auto, created_s, *_ = row
+            return SnapshotRecord(
+                number, name, SessionId(owner), ManifestId(manifest), bool(is_auto), created_s, _UNREADABLE
+            )
+
+    def _row(self, session: SessionId, ref: str) -> Row:
+        rows = self._rows(session)
         found = [row for row in rows if len(ref) >= _MIN_PREFIX and row[1].startswith(ref.lower())]
         if not found:
             found = [row for row in rows if _title(row) == ref][:1]
@@ -115,7 +148,7 @@ class SnapshotStore:
         if not found:
             known = ", ".join(row[1] for row in rows[:5]) or "it has none"
             raise UnknownSnapshotError(f"no snapshot {ref!r} of this session; the newest: {known}")
-        return _record(found[0])
+        return found[0]
 
     def messages(self, record: SnapshotRecord) -> list[StoredMessage]:
         """The messages as they were. Raises SnapshotError where they are damaged."""
@@ -150,12 +183,17 @@ def _record(row: Row) -> SnapshotRecord:
     number, name, session, manifest, is_auto, created_s, text, messages, checksum = row
     if _checksum(manifest, text.encode(), messages) != checksum:
         raise SnapshotError(f"snapshot {name} is damaged: its checksum differs; restore another, or delete it")
-    meta = msgspec.json.decode(text, type=SnapshotMeta)
-    if meta.version > SNAPSHOT_VERSION:
-        raise SnapshotError(
-            f"snapshot {name} is of version {meta.version}, and this kvloom reads up to {SNAPSHOT_VERSION}: "
-            "use the newer kvloom that wrote it"
-        )
+    try:
+        # First, and alone: a newer version may have other fields.
+        version = msgspec.json.decode(text, type=_Version).version
+        if version > SNAPSHOT_VERSION:
+            raise SnapshotError(
+                f"snapshot {name} is of version {version}, and this kvloom reads up to {SNAPSHOT_VERSION}: "
+                "use the newer kvloom that wrote it, or delete it"
+            )
+        meta = msgspec.json.decode(text, type=SnapshotMeta)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(f"snapshot {name} is damaged: {error}; restore another, or delete it") from error
     return SnapshotRecord(number, name, SessionId(session), ManifestId(manifest), bool(is_auto), created_s, meta)
 
 

@@ -76,6 +76,9 @@ class Snapshotter:
     def get(self, ref: str) -> SnapshotRecord:
         return self._store.get(self._history.id, ref)
 
+    def get_even_damaged(self, ref: str) -> SnapshotRecord:
+        return self._store.get_even_damaged(self._history.id, ref)
+
     def latest(self) -> SnapshotRecord:
         """The newest one. Raises SnapshotError where there is none."""
         known = self._store.of(self._history.id)
@@ -102,6 +105,10 @@ class Snapshotter:
     def list(self) -> list[Snapshot]:
         """The newest first."""
         return [self.value(record) for record in self._store.of(self._history.id)]
+
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with those that cannot be read, and are not listed."""
+        return tuple(self._store.faults(self._history.id))
 
     def value(self, record: SnapshotRecord) -> Snapshot:
         """What the façade hands out, with the cost of a restore as of now."""

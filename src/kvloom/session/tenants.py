@@ -19,6 +19,7 @@ class TenantLoom(Loom):
         self.engine, self.store, self.settings, self.window = host.engine, host.store, host.settings, host.window
         self.sizing, self.policy, self.foreground = host.sizing, host.policy, host.foreground
         self.device, self.pool, self.guard, self.monitor = host.device, host.pool, host.guard, host.monitor
+        self.embeddings = host.embeddings
         self.builder, self.model_name, self._model_path = host.builder, host.model_name, host._model_path
         self._rotator, self.rates = host._rotator, host.rates
         self._tenants: dict[str, Loom] = {}
@@ -33,6 +34,10 @@ class TenantLoom(Loom):
     def gc(self) -> GcReport:
         """The tiers are the host's, and so is what is collected in them."""
         return self._host.gc()
+
+    def shrink_pool(self) -> bool:
+        """The cells are everybody's: what no window of any tenant needs."""
+        return self._host.shrink_pool()
 
     def _close_rooms(self) -> None:
         self._database.close()

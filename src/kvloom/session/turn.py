@@ -97,12 +97,13 @@ class TurnRunner:
     """Runs the turns of one session, one at a time. `cancel` stops it between bounded native calls."""
 
     def __init__(
-        self, loom: Loom, owner: SessionId, cancel: threading.Event, next_ordinal: Callable[[], int] = lambda: 0
+        self, loom: Loom, owner: SessionId, cancel: threading.Event, next_ordinal: Callable[[], int] | None = None
     ) -> None:
         self._loom = loom
         self._owner = owner
         self._cancel = cancel
-        self._next_ordinal = next_ordinal
+        self._next_ordinal = next_ordinal or (lambda: 0)
+        self._gives_way = next_ordinal is None  # what is part of no session is work in the background
 
     def run(
         self,
@@ -115,29 +116,31 @@ class TurnRunner:
         """The deltas of the reply. Whatever is raised (or closing early), the device is as before the turn."""
         began = time.perf_counter()
         device, composer = self._loom.device, self._loom.composer
-        with device.lock:
-            holding = device.holding(self._owner)
-            num_to_come = len(question.tokens) + max_tokens
-            composed = self.compose(self._with_room(question, max_tokens), progress, num_to_come)
-            holding.is_busy = True  # nobody takes it away while the lock is free between two steps
-        start = composed.manifest.span
         first: list[float] = []
+        holding, start, recomputed = None, 0, 0
         try:
             with device.lock:
-                recomputed = 0
+                num_to_come = len(question.tokens) + max_tokens
+                composed = self.compose(self._with_room(question, max_tokens), progress, num_to_come)
+                start, holding = composed.manifest.span, device.holding(self._owner)
+                holding.is_busy = True  # nobody takes it away while the lock is free between two steps
                 if composed.manifest.fidelity is Fidelity.BLEND:
                     recomputed = composer.blend(holding, composed, question.text, self._loom.settings.blend_budget)
                 logits = composer.weaver.extend(holding, question.tokens, start, self._cancel.is_set)
             sampled = yield from self._sample(holding, logits, start + len(question.tokens), max_tokens, options, first)
             with device.lock:
-                self._finish(holding, composed, question, sampled, commit)
+                manifest, record = self._finish(holding, composed, question, sampled)
+            # Without the device: whoever has the loom's lock may wait for the device's, so nobody waits the other way.
+            commit(manifest, record)
         except BaseException:
-            with device.lock:
-                device.cut(holding, start)
+            if holding is not None:
+                with device.lock:
+                    device.cut(holding, start)
             raise
         finally:
-            with device.lock:
-                holding.is_busy = False
+            if holding is not None:
+                with device.lock:
+                    holding.is_busy = False
         ended = time.perf_counter()
         return Finished(
             sampled,
@@ -154,6 +157,7 @@ class TurnRunner:
                 progress(Progress("prefill", done, total))
 
         holding = self._loom.device.holding(self._owner)
+        holding.gives_way = self._gives_way
         # Before anything is stored: a purge must find whatever holds a chunk's tokens.
         self._loom.library.record(manifest)
         composed = self._loom.composer.compose(holding, manifest, on_step, self._cancel.is_set, num_to_come)
@@ -177,9 +181,8 @@ class TurnRunner:
         device = self._loom.device
         for _ in range(MAX_RESTARTS):
             with device.lock:
-                holding = device.holding(self._owner)
-                holding.gives_way = True
                 composed = self.compose(question.manifest, None, len(question.tokens) + max_tokens)
+                holding = device.holding(self._owner)
                 holding.is_busy = True
             start = composed.manifest.span
             try:
@@ -216,6 +219,7 @@ class TurnRunner:
                 if not device.holds(holding):
                     raise _TakenAwayError
                 holding.is_busy = True
+                holding.num_promised = 0  # what was kept for it may be promised to others by now
             return goes_on
 
         tokens, position, logits = list(question.tokens), start, np.zeros(0, np.float32)
@@ -317,9 +321,9 @@ class TurnRunner:
             logits = found
 
     def _finish(
-        self, holding: Holding, composed: Composed, question: Question, sampled: Sampled, commit: Commit
-    ) -> None:
-        """Bring the last tokens into the cache, store the turn's rows, make it part of the session: the last step."""
+        self, holding: Holding, composed: Composed, question: Question, sampled: Sampled
+    ) -> tuple[Manifest, TurnRecord]:
+        """Bring the last tokens into the cache and store the turn's rows; what is to become part of the session."""
         composer, start = self._loom.composer, composed.manifest.span
         begin = start + len(question.tokens)
         last = composer.engine.last_position(holding.sequence)
@@ -333,7 +337,7 @@ class TurnRunner:
         manifest = composed.manifest.with_turn(tokens, record.id, start, composer.variant(holding))
         if is_held:
             composer.weaver.store_rows(holding, [composer.wanted_slot(manifest.slots[-1])])
-        commit(manifest, record)
+        return manifest, record
 
 
 def usage_of(

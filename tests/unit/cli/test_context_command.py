@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +49,20 @@ def test_a_snapshot_is_taken_listed_shown_restored_and_deleted(stored: Kvloom) -
     assert stored("context", "show", "--json").document["usage"]["used"] == taken["num_tokens"]
     assert stored("context", "undo", "--json").document["undone"].startswith("restore")
     assert stored("context", "delete", taken["id"], "--json").document["deleted"]["id"] == taken["id"]
+
+
+def test_a_damaged_snapshot_is_listed_as_such_and_can_be_deleted(stored: Kvloom, tmp_path: Path) -> None:
+    taken = stored("context", "snapshot", "whole", "--json").document
+    stored("context", "snapshot", "later")
+    with closing(sqlite3.connect(tmp_path / "home" / "catalog.sqlite3")) as database, database:
+        database.execute("UPDATE snapshots SET messages = x'00' WHERE id = ?", (taken["id"],))
+    assert f"snapshot {taken['id']} is damaged" in stored("context", "list").out
+    listed = stored("context", "list", "--json").document
+    assert [one["title"] for one in listed["snapshots"]] == ["later"]
+    assert len(listed["unreadable"]) == 1
+    assert "damaged" in stored("context", "restore", taken["id"]).err
+    assert stored("context", "delete", taken["id"], "--json").document["deleted"]["id"] == taken["id"]
+    assert stored("context", "list", "--json").document["unreadable"] == []
 
 
 def test_a_fork_is_another_session_and_this_one_stays(stored: Kvloom) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from kvloom.config import load_settings
+from kvloom.errors import EngineMemoryError
 from kvloom.memory.sizing import Demand, Room, SizingLimits, auto_size
 from kvloom.model.header import read_header
 from kvloom.session.pool import num_cells
+from kvloom.session.sizing import demand_of, window_for
 from tests.hollow_gguf import HollowModel, write_hollow
 from tests.unit.cli.conftest import Kvloom
 
@@ -109,6 +112,35 @@ def test_a_window_beyond_the_trained_length_is_warned_of(kvloom: Kvloom, qwen: P
     assert "RoPE" in ran.out
     found = kvloom("fit", qwen, "--context", "40000", "--memory", "16GB", "--json", loom=False).document
     assert "32,768" in found["warning"]
+
+
+def test_rope_scaling_stretches_the_window_as_it_does_at_load(
+    kvloom: Kvloom, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLOOM_ROPE__FREQ_SCALE", "0.5")
+    monkeypatch.setenv("KVLOOM_CONTEXT_TARGET", "65536")
+    found = kvloom("fit", qwen, "--max", "--memory", "64GB", "--json", loom=False).document
+    assert (found["context"], found["max_context"], found["trained_context"]) == (65536, 65536, 32768)
+    ran = kvloom("fit", qwen, "--memory", "64GB", loom=False)
+    assert "trained for 32,768, stretched to 65,536 by RoPE scaling" in ran.out
+    assert "answers badly" not in ran.out
+
+
+def test_a_target_taken_without_asking_memory_is_the_one_that_a_chat_takes(
+    kvloom: Kvloom, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLOOM_CONTEXT_AUTO", "false")
+    monkeypatch.setenv("KVLOOM_CONTEXT_TARGET", "100000")
+    found = kvloom("fit", qwen, "--memory", "8GB", "--json", loom=False).document
+    settings = load_settings()
+    header = read_header(qwen)
+    demand = demand_of(header.shape, header.weights.total_bytes, settings)
+    assert found["context"] == window_for(settings, demand, Room(8 * GB, 8 * GB)).context == 32768
+    too_large = kvloom("fit", qwen, "--memory", "600MB", "--json", loom=False).document
+    assert too_large["context"] == 32768
+    assert "32,768" in too_large["refusal"]
+    with pytest.raises(EngineMemoryError, match="32,768"):
+        window_for(settings, demand, Room(600_000_000, 600_000_000))
 
 
 def test_layers_are_spread_over_the_gpus_in_proportion(kvloom: Kvloom, llama: Path) -> None:

@@ -110,9 +110,27 @@ def test_a_reply_flows_on_while_a_long_prompt_is_read(batcher: Batcher, engine: 
     stream.close()
     reader.join()
     assert tokens == alone(text, 40)
-    mixed = [rows for rows in engine.batches if len(rows) == 2]
-    assert mixed, "the prompt and the reply were computed together"
-    assert all(sum(rows) <= STEP_ROWS for rows in mixed), "a reply never waits for more than a step"
+    between = engine.batches[2:44]
+    assert between.count([1]) > 15 < between.count([STEP_ROWS]), "the prompt and the reply take turns"
+    assert all(sum(rows) <= STEP_ROWS for rows in between), "a reply never waits for more than a step"
+
+
+def test_a_short_prompt_goes_into_the_batch_of_the_replies(batcher: Batcher, engine: WatchedEngine) -> None:
+    text = prompt(1, 20)
+    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
+    assert logits is not None
+    engine.gate.clear()
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 40)
+    reader = threading.Thread(target=batcher.decode, args=([Run(SequenceId(2), prompt(2, 12), 0)],))
+    reader.start()
+    while len(batcher._prefills) < 1:
+        threading.Event().wait(0.001)
+    engine.gate.set()
+    tokens = [chosen.token for chosen in stream]
+    stream.close()
+    reader.join()
+    assert tokens == alone(text, 40)
+    assert [1, 12] in engine.batches
 
 
 def test_a_prefill_alone_is_cut_as_it_was_asked_for(batcher: Batcher, engine: WatchedEngine) -> None:

@@ -184,6 +184,11 @@ def test_an_explicit_window_that_passes_the_soft_limit_is_warned_of_and_one_past
         explicit_size(2048, wanted, room(2), SizingLimits())
 
 
+def test_a_refusal_offers_no_window_beyond_the_trained_length() -> None:
+    with pytest.raises(EngineMemoryError, match=r"; 8,192 tokens fit"):
+        explicit_size(1_000_000, demand(8192), room(64), SizingLimits())
+
+
 @pytest.mark.parametrize("window", [0, -5])
 def test_a_window_that_is_none_is_refused(window: int) -> None:
     with pytest.raises(UsageError, match=str(window)):

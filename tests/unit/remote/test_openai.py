@@ -321,6 +321,21 @@ def test_old_turns_are_summed_up_by_the_model_itself(openai: OpenAIModel, opened
         chat.compress(strategy="truncate")
 
 
+@pytest.mark.parametrize("said", [[], ["   ", "\n"]])
+def test_a_model_that_sums_up_nothing_leaves_the_first_sentences(
+    openai: OpenAIModel, opened: Opened, said: list[str]
+) -> None:
+    chat = opened(openai.name, context=2000).session()
+    for number in range(8):
+        chat.generate(f"Turn {number} is here. " + "And many more words to tell of the red door. " * 6, max_tokens=20)
+    openai.say = lambda _: said
+    result = chat.compress()
+    assert isinstance(result, CompressionResult)
+    assert result.is_fallback
+    assert "Turn 0" in result.summary
+    assert any("Turn 0" in line.text for line in chat.ledger())
+
+
 def test_a_purged_chunk_is_gone_from_what_is_sent(openai: OpenAIModel, opened: Opened) -> None:
     loom = opened(openai.name)
     chat = loom.session()

@@ -6,7 +6,7 @@ It is honest about threads: its streams block, are closed from other threads, an
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -153,10 +153,13 @@ class ScriptedLease:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token) if token < 0xD800 else "\ufffd" for token in tokens)
 
-    def embed(self, texts: Sequence[str]) -> tuple[list[F32Array], int]:
+    def embedding_tokens(self, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        return [[ord(char) for char in text] if isinstance(text, str) else list(text) for text in texts]
+
+    def embed(self, tokens: Sequence[Sequence[int]], is_cancelled: Callable[[], bool]) -> list[F32Array]:
         if not self.info.has_embeddings:
             raise EngineUnsupportedError("no embeddings")
-        return [VALUES for _ in texts], sum(len(text) for text in texts)
+        return [VALUES for _ in tokens]
 
     def grammar_for(self, schema: Mapping[str, Any]) -> str:
         return json_grammar(schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,13 +114,39 @@ def test_a_reply_under_way_is_let_to_its_end(loom: Loom) -> None:
     chat.undo()
     stream = chat.stream("tell me", max_tokens=30, temperature=0.0)
     next(stream)
-    loom.guard.on_picture(at(0.97))
+    look(loom, 0.97)
     for _ in stream:
         pass
     loom.guard.wait(10)
     assert stream.reply.text == want
     with pytest.raises(MemoryPressureError):
         chat.generate("And?")
+    look(loom, 0.97)
+    assert loom.engine.num_cells == 0, "released once the reply has ended"
+    assert len(loom.guard.notices) == 2
+    look(loom, 0.97)
+    assert len(loom.guard.notices) == 2
+    look(loom, 0.5)
+    assert chat.generate("And?", max_tokens=2, temperature=0.0).text
+
+
+def test_memory_that_rises_on_while_a_reply_runs_holds_up_neither_the_monitor_nor_the_reply(loom: Loom) -> None:
+    chat = filled(loom)
+    stream = chat.stream("tell me", max_tokens=30, temperature=0.0)
+    next(stream)
+    for share in (0.92, 0.97):  # to shrink the window, the first waits for the reply's end
+        monitor = threading.Thread(target=loom.guard.on_picture, args=(at(share),), daemon=True)
+        monitor.start()
+        monitor.join(10)
+        assert not monitor.is_alive()
+    reader = threading.Thread(target=lambda: [None for _ in stream], daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive()
+    loom.guard.wait(20)
+    assert [notice.after for notice in loom.guard.notices] == ["hard", "critical"]
+    assert chat.window == 2048
+    assert loom.engine.num_cells == 0
 
 
 def test_can_allocate_and_safe_limit_follow_the_readings(loom: Loom) -> None:

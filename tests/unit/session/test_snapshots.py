@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,51 @@ def test_one_of_a_newer_version_says_so(kept: Kept) -> None:
     taken = kept.store.add(kept.session, kept.manifests[0], meta, [], is_auto=False)
     with pytest.raises(SnapshotError, match="version 99"):
         kept.store.get(kept.session, taken.id)
+
+
+def test_one_of_a_newer_version_with_other_fields_says_so_and_the_others_are_still_listed(kept: Kept) -> None:
+    newer, good = kept.take(0, title="newer"), kept.take(1, title="good")
+    rewrite_meta(kept, newer, b'{"title":"newer","version":99,"turns":["a","b"]}')
+    assert kept.titles() == ["good"]
+    assert kept.store.faults(kept.session) == [
+        f"snapshot {newer.id} is of version 99, and this kvloom reads up to 1: use the newer kvloom that wrote it, or "
+        "delete it"
+    ]
+    with pytest.raises(SnapshotError, match="version 99"):
+        kept.store.get(kept.session, newer.id)
+    assert kept.store.get(kept.session, good.id) == good
+    with pytest.raises(UnknownSnapshotError):
+        kept.store.get(kept.session, "neither")
+
+
+@pytest.mark.parametrize("meta", [b"{}", b"[1]", b"no json", b'{"version":"one"}'])
+def test_whole_bytes_that_are_no_snapshot_are_damage(kept: Kept, meta: bytes) -> None:
+    taken = kept.take(0)
+    rewrite_meta(kept, taken, meta)
+    with pytest.raises(SnapshotError, match="damaged"):
+        kept.store.get(kept.session, taken.id)
+    assert len(kept.store.faults(kept.session)) == 1
+
+
+def test_what_cannot_be_read_can_be_deleted(kept: Kept) -> None:
+    bad, good = kept.take(0, title="bad"), kept.take(1, title="good")
+    kept.database.execute("UPDATE snapshots SET messages = x'00' WHERE id = ?", (bad.id,))
+    found = kept.store.get_even_damaged(kept.session, bad.id[:6])
+    assert (found.id, found.manifest, found.meta.title) == (bad.id, bad.manifest, "")
+    kept.store.delete(found)
+    assert kept.store.faults(kept.session) == []
+    assert kept.store.get_even_damaged(kept.session, "good") == good
+    with pytest.raises(UnknownSnapshotError):
+        kept.store.get_even_damaged(kept.session, bad.id)
+
+
+def rewrite_meta(kept: Kept, taken: SnapshotRecord, meta: bytes) -> None:
+    """As another version would have written it: whole, with its checksum."""
+    packed = kept.database.rows("SELECT messages FROM snapshots WHERE id = ?", (taken.id,))[0][0]
+    checksum = hashlib.sha256(b"%d\0%s\0%s" % (taken.manifest, meta, packed)).digest()
+    kept.database.execute(
+        "UPDATE snapshots SET meta = ?, checksum = ? WHERE id = ?", (meta.decode(), checksum, taken.id)
+    )
 
 
 def test_unknown_and_ambiguous_ones_are_named(kept: Kept) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -296,6 +297,9 @@ def test_a_damaged_snapshot_is_refused_and_the_conversation_stays_whole(loom: Lo
         chat.restore(taken.id)
     assert chat.tokens() == before
     assert chat.snapshots() == []
+    assert "damaged" in chat.snapshot_faults()[0]
+    assert chat.delete_snapshot(taken.id).id == taken.id
+    assert chat.snapshot_faults() == ()
 
 
 # -- compression ----------------------------------------------------------------------------------------------------
@@ -416,6 +420,20 @@ def test_a_size_below_what_is_used_or_beyond_the_model_is_refused_with_the_numbe
     with pytest.raises(UsageError, match="32768"):
         chat.resize(100_000)
     assert (chat.tokens(), chat.window) == (before, WINDOW)
+
+
+@pytest.mark.parametrize("num_turns", [0, 1, 6])
+def test_the_least_size_that_a_refusal_names_is_accepted_and_no_smaller_one_is(loom: Loom, num_turns: int) -> None:
+    chat = loom.session()
+    fill(chat, num_turns)
+    with pytest.raises(UsageError, match="in use") as refused:
+        chat.resize(1)
+    named = re.search(r"give (\d+) or more", str(refused.value))
+    assert named is not None
+    least = int(named[1])
+    with pytest.raises(UsageError, match=f"give {least} or more"):
+        chat.resize(least - 1)
+    assert chat.resize(least) == least
 
 
 def test_a_size_that_memory_does_not_have_leaves_the_old_one(loom: Loom) -> None:

@@ -159,31 +159,17 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def wanted_window(settings: Settings) -> int | None:
-    """The window that a person set; None where it is to be chosen."""
-    if settings.context and "context" in settings.model_fields_set:
-        return settings.context
-    return None if settings.context_auto else settings.context or settings.context_target
-
-
 class Forecast:
     """What a subject takes in its places, as data and as text."""
 
     def __init__(self, subject: Subject, settings: Settings, places: Places) -> None:
-        from kvloom.memory.sizing import Demand, SizingLimits, budget_bytes
-        from kvloom.model.footprint import CacheSpec
-        from kvloom.session.pool import num_cells
+        from kvloom.memory.sizing import budget_bytes
+        from kvloom.session.sizing import demand_of, limits_of
 
         self.subject, self.settings, self.places = subject, settings, places
-        self.limits: SizingLimits = SizingLimits(
-            target=settings.context_target,
-            minimum=settings.context_min,
-            maximum=settings.context_max,
-            reserve_bytes=settings.memory_reserve_bytes,
-            soft_share=settings.guard.soft,
-        )
-        spec = CacheSpec(k_type=settings.k_type, v_type=settings.v_type, num_sequences=settings.max_sequences + 1)
-        self.demand: Demand = Demand(subject.shape, subject.weights.total_bytes, spec, num_cells)
+        self.limits: SizingLimits = limits_of(settings)
+        self.demand: Demand = demand_of(subject.shape, subject.weights.total_bytes, settings)
+        self.longest = self.demand.shape.context_length
         self.budgets = tuple(budget_bytes(room, self.limits) for room in places.rooms)
         self.refusal = ""
         self.window, self.reason, self.warning = self._choose()
@@ -217,26 +203,27 @@ class Forecast:
 
     def _choose(self) -> tuple[int, str, str]:
         """The window, why it is this one, and what is to be said against it."""
-        from kvloom.memory.sizing import WINDOW_STEP, auto_size, explicit_size, window_ceiling
+        from kvloom.memory.sizing import WINDOW_STEP, window_ceiling
         from kvloom.model.footprint import largest_fitting
+        from kvloom.session.sizing import window_for
 
-        rooms = self.places.rooms
-        given = wanted_window(self.settings)
-        ceiling = window_ceiling(self.subject.shape, self.limits)
+        rooms, settings = self.places.rooms, self.settings
+        ceiling = window_ceiling(self.demand.shape, self.limits)
         least = min(self.limits.minimum, ceiling)
         if not self.places.is_split and rooms:
             try:
-                if given is None:
-                    sizing = auto_size(self.demand, rooms[0], self.limits)
-                else:
-                    sizing = explicit_size(given, self.demand, rooms[0], self.limits)
+                sizing = window_for(settings, self.demand, rooms[0])
             except EngineMemoryError as error:
                 # What is asked is what it takes: that it does not fit is the answer, not a failure.
                 self.refusal = str(error)
-                return given or least, "as asked for" if given else "the minimum", ""
+                if settings.context is not None:
+                    return settings.context, "as asked for", ""
+                return (least, "the minimum", "") if settings.context_auto else (ceiling, "the target", "")
             return sizing.context, sizing.reason, sizing.warning
-        if given is not None:
-            return given, "as asked for", ""
+        if settings.context is not None:
+            return settings.context, "as asked for", ""
+        if not settings.context_auto:
+            return ceiling, "the target", ""
         window = max(least, largest_fitting(self.fits, ceiling, WINDOW_STEP))
         return window, "what was wanted" if window == ceiling else "what fits", ""
 
@@ -247,7 +234,7 @@ class Forecast:
 
         if not self.places.rooms:
             raise UsageError("the memory is not known here, so no largest window either; give it with --memory")
-        return largest_fitting(self.fits, self.subject.shape.context_length or UNKNOWN_LENGTH, WINDOW_STEP)
+        return largest_fitting(self.fits, self.longest or UNKNOWN_LENGTH, WINDOW_STEP)
 
     def _data(self) -> dict[str, object]:
         shape, found, settings, rooms = self.subject.shape, self.footprint, self.settings, self.places.rooms
@@ -284,6 +271,8 @@ class Forecast:
     def _rows(self) -> list[tuple[str, str]]:
         shape, found, settings = self.subject.shape, self.footprint, self.settings
         trained = f"; trained for {amounts.tokens(shape.context_length)}" if shape.context_length else ""
+        if self.longest != shape.context_length:
+            trained += f", stretched to {amounts.tokens(self.longest)} by RoPE scaling"
         rows = [
             ("model", f"{shape.architecture} ({self.subject.path})"),
             ("window", f"{amounts.tokens(self.window)} tokens ({self.reason}){trained}"),
@@ -301,7 +290,7 @@ class Forecast:
             rows.append(("host", _part_text(self.split.host)))
         elif self.places.rooms:
             rows.append((self.places.origin, amounts.size(self.places.rooms[0].available_bytes) + self._verdict(0)))
-        if 0 < shape.context_length < self.window:
+        if 0 < self.longest < self.window:
             rows.append(("note", "beyond the trained length it answers badly unless RoPE scaling is set"))
         if not found.is_complete:
             rows.append(("note", "this model has a recurrent state beside its KV, which is not in these numbers"))

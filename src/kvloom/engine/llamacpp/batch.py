@@ -142,6 +142,19 @@ class NativeBatch:
         self._batch.n_tokens = 1
         return self._batch
 
+    def put_rows(self, row: int, sequence: int, tokens: Sequence[int], start: int) -> None:
+        """From `row` on: tokens of a sequence at positions `start` …, each with its output."""
+        stop = row + len(tokens)
+        self.token[row:stop] = tokens
+        self.position[row:stop] = np.arange(start, start + len(tokens), dtype=np.int32)
+        self.sequence[row:stop] = sequence
+        self.wants_logits[row:stop] = 1
+
+    def of(self, num_rows: int) -> llama_cpp.llama_batch:
+        """A batch of the first rows, as they were put."""
+        self._batch.n_tokens = num_rows
+        return self._batch
+
     def put(
         self, runs: Sequence[Run], pieces: Sequence[Piece], num_padding: int, pad_sequence: int
     ) -> llama_cpp.llama_batch:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import llama_cpp
 import numpy as np
 
-from kvloom.engine.base import Capabilities, Engine, Logits, PlacedRows, RowLayer, Run, Sampler
+from kvloom.engine.base import Capabilities, Embedder, Engine, Logits, PlacedRows, RowLayer, Run, Sampler
 from kvloom.engine.books import MAX_POSITION, CellBooks
 from kvloom.engine.grammar import GrammarGuides
 from kvloom.engine.llamacpp import batch, state
 from kvloom.engine.llamacpp.casting import GgmlRowCaster
+from kvloom.engine.llamacpp.embedder import LlamaCppEmbedder, can_embed, forecast_bytes
 from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSettings, NativeModel
 from kvloom.engine.llamacpp.log import recent_errors
 from kvloom.engine.llamacpp.probe import safe_settings
@@ -338,6 +339,18 @@ class LlamaCppEngine(Engine):
     def sampler(self, params: SamplingParams) -> Sampler:
         guide = self._guides.start(params.grammar) if params.grammar else None
         return LlamaCppSampler(params, self._defaults, self.vocabulary.size, guide)
+
+    @property
+    def has_embeddings(self) -> bool:
+        return can_embed(self._native)
+
+    def embedder_bytes(self, max_tokens: int) -> int:
+        self._check_sequence(0, needs_cells=False)
+        return forecast_bytes(self._native, max_tokens, is_recurrent=self._is_recurrent)
+
+    def embedder(self, max_tokens: int) -> Embedder:
+        self._check_sequence(0, needs_cells=False)
+        return LlamaCppEmbedder(self._native, max_tokens, is_recurrent=self._is_recurrent)
 
     def used_cells(self) -> int:
         return self._books.num_used_cells

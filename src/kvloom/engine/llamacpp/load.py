@@ -213,8 +213,17 @@ def head_sizes(model: int, metadata: Metadata) -> tuple[int, int]:
     )
 
 
-def open_context(model: int, settings: LoadSettings, *, num_sequences: int | None = None) -> int:
-    """A native context for `settings`; the caller frees it. One more sequence than asked for: the driver's own."""
+def open_context(
+    model: int,
+    settings: LoadSettings,
+    *,
+    num_sequences: int | None = None,
+    change: Callable[[llama_cpp.llama_context_params], None] = lambda _: None,
+) -> int:
+    """A native context for `settings`; the caller frees it. One more sequence than asked for: the driver's own.
+
+    `change`: what else of the native parameters is to be different.
+    """
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = -(-settings.num_cells // CELL_QUANTUM) * CELL_QUANTUM
     params.n_batch = params.n_ubatch = UBATCH_ROWS
@@ -228,6 +237,7 @@ def open_context(model: int, settings: LoadSettings, *, num_sequences: int | Non
     params.swa_full = True  # a window cache of its own size could not be cut back or shared
     params.no_perf = True
     _set_rope(params, settings.rope)
+    change(params)
     recent_errors(clear=True)
     context = _native(llama_cpp.llama_init_from_model, model, params)
     if not context:

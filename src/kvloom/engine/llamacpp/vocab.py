@@ -81,6 +81,14 @@ class LlamaCppVocabulary(Vocabulary):
             tokens += self._tokenize_guarded(block, parse_special=parse_special)
         return tokens
 
+    def tokenize_whole(self, text: bytes) -> list[int]:
+        if len(text) <= _BLOCK_BYTES:
+            return self._tokenize(text, parse_special=False, add_special=True)
+        # A text of many blocks: what frames a text stands around nothing as well.
+        frame = self._tokenize(b"", parse_special=False, add_special=True)
+        num_before = sum(1 for token in frame[:1] if token == self.bos)
+        return [*frame[:num_before], *self.tokenize(text, parse_special=False), *frame[num_before:]]
+
     def token_bytes(self, token: int, *, special: bool) -> bytes:
         key = (token, special)
         piece = self._pieces.get(key)
@@ -111,11 +119,11 @@ class LlamaCppVocabulary(Vocabulary):
                 return tokens[len(head) :]
         return self._tokenize(text, parse_special=parse_special)
 
-    def _tokenize(self, text: bytes, *, parse_special: bool) -> list[int]:
+    def _tokenize(self, text: bytes, *, parse_special: bool, add_special: bool = False) -> list[int]:
         capacity = len(text) + 16
         for _ in range(2):
             buffer = (llama_cpp.llama_token * capacity)()
-            count = llama_cpp.llama_tokenize(self._vocab, text, len(text), buffer, capacity, False, parse_special)
+            count = llama_cpp.llama_tokenize(self._vocab, text, len(text), buffer, capacity, add_special, parse_special)
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import Request, Response
 
+from kvloom.errors import CancelledError
 from kvloom.server.auth import Reservation
 from kvloom.server.backend import ModelLease
 from kvloom.server.errors import context_overflow, unsupported
@@ -26,10 +30,19 @@ async def create_embeddings(body: EmbeddingRequest, request: Request) -> Respons
         lease = call.lease
         if not lease.info.has_embeddings:
             raise unsupported("model", f"{lease.info.id} makes no embeddings; GET /v1/models says which model does")
-        texts = await service.aside(_texts, body, lease)
-        reservation = await call.reserve(await service.aside(_counted, texts, lease))
-        # Where the client leaves, the work goes on to its end: it cannot be cut, and is accounted for.
-        vectors, num_tokens = await asyncio.shield(service.lifecycle.run(_embedded(call, texts, reservation)))
+        tokens = await service.aside(_tokens, body, lease)
+        call.notes.tell(prompt_tokens=sum(map(len, tokens)))
+        reservation = await call.reserve(sum(map(len, tokens)))
+        has_left = threading.Event()
+        call.is_started = True  # the lease is the work's from here on
+        work = service.lifecycle.run(_embedded(call, tokens, reservation, has_left.is_set))
+        try:
+            vectors = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            has_left.set()  # the work ends behind its native batch, and settles
+            work.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise
+    num_tokens = sum(map(len, tokens))
     reply = EmbeddingReply(
         object="list",
         model=lease.info.id,
@@ -42,41 +55,42 @@ async def create_embeddings(body: EmbeddingRequest, request: Request) -> Respons
     return json_answer(reply.to_json(), call.headers)
 
 
-async def _embedded(call: Call, texts: list[str], reservation: Reservation) -> tuple[list[F32Array], int]:
-    call.is_started = True
+async def _embedded(
+    call: Call, tokens: list[list[int]], reservation: Reservation, is_cancelled: Callable[[], bool]
+) -> list[F32Array]:
     try:
         (ticket,) = call.service.admission.enter(call.caller.tenant)
         try:
             await ticket.admitted()
-            vectors, num_tokens = await call.service.aside(call.lease.embed, texts)
+            if is_cancelled():
+                return []  # nobody reads it, and nothing was computed
+            vectors = await call.service.in_slot(call.lease.embed, tokens, is_cancelled)
+        except CancelledError:
+            await reservation.settle(sum(map(len, tokens)))  # how far it came is not counted
+            raise
         finally:
             ticket.leave()
-        await reservation.settle(num_tokens)
-        return vectors, num_tokens
+        await reservation.settle(sum(map(len, tokens)))
+        return vectors
     finally:
         await reservation.release()  # changes nothing where it was settled
         call.lease.release()
 
 
-def _texts(body: EmbeddingRequest, lease: ModelLease) -> list[str]:
-    given = body.input
-    if isinstance(given, str):
-        return [given]
-    texts = [item for item in given if isinstance(item, str)]
-    runs = [item for item in given if isinstance(item, list)]
-    if texts:
-        return texts
-    if runs:
-        return [lease.detokenize(run) for run in runs]
-    return [lease.detokenize([item for item in given if isinstance(item, int)])]
-
-
-def _counted(texts: list[str], lease: ModelLease) -> int:
-    counts = [len(lease.tokenize(text, add_special=True)) for text in texts]
-    longest = max(counts)
+def _tokens(body: EmbeddingRequest, lease: ModelLease) -> list[list[int]]:
+    """What is to be read of each text. Raises ApiError for one that is longer than the window."""
+    found = lease.embedding_tokens(_texts(body.input))
+    longest = max(map(len, found))
     if longest > lease.info.window:
         raise context_overflow(f"A text has {longest} tokens.", longest, lease.info.window)
-    return sum(counts)
+    return found
+
+
+def _texts(given: Any) -> list[str | list[int]]:
+    """One text or many, one list of ids or many."""
+    if isinstance(given, str):
+        return [given]
+    return [given] if isinstance(given[0], int) else list(given)
 
 
 def _written(vector: F32Array, encoding: str | None) -> list[float] | str:
