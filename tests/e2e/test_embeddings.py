@@ -84,15 +84,8 @@ def test_the_openai_client_gets_vectors_of_length_1_and_what_was_read(client: Op
 
 def test_numbers_and_bytes_texts_and_ids_say_the_same(served: Served) -> None:
     ids = ask(served, "/tokenize", content="two piers").json()["tokens"]
-    found = {
-        name: ask(served, "/v1/embeddings", **body).json()
-        for name, body in {
-            "text": {"input": "two piers"},
-            "texts": {"input": ["two piers"]},
-            "ids": {"input": ids},
-            "lists": {"input": [ids]},
-        }.items()
-    }
+    inputs: dict[str, object] = {"text": "two piers", "texts": ["two piers"], "ids": ids, "lists": [ids]}
+    found = {name: ask(served, "/v1/embeddings", input=given).json() for name, given in inputs.items()}
     packed = ask(served, "/v1/embeddings", input="two piers", encoding_format="base64").json()
     values = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
     for body in found.values():

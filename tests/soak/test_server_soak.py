@@ -27,7 +27,8 @@ def test_a_server_in_a_storm_loses_nothing_and_keeps_nothing(tmp_path: Path) -> 
             last = rests[-1]
             print(
                 f"{number + 1} of {num_storms}: {sum(seen.answers.values())} requests,"
-                f" {last.rss_bytes / 2**20:.0f} MiB, {last.num_files} files, {last.num_threads} threads, {last.used_cells} cells",
+                f" {last.rss_bytes / 2**20:.0f} MiB, {last.num_files} files, {last.num_threads} threads,"
+                f" {last.used_cells} cells",
                 flush=True,
             )
         check_log(server)
