@@ -6,12 +6,15 @@ replies flow on while a long prompt is read; what a reply samples is decoded in 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import weakref
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -178,6 +181,12 @@ def _steps_of(streams: Sequence[TokenStream]) -> list[Run]:
     return [Run(stream.sequence, (stream.token,), stream.position, Logits.LAST) for stream in streams]
 
 
+def _close(batcher: weakref.ref[Batcher]) -> None:
+    found = batcher()
+    if found is not None:
+        found.close()
+
+
 class Batcher:
     """Computes for all threads of one engine. Its worker takes a turn at `turnstile` for every step.
 
@@ -194,6 +203,7 @@ class Batcher:
         self._is_closed = False
         self._worker: threading.Thread | None = None
         self.cores: Cores | None = None
+        self._at_exit = partial(_close, weakref.ref(self))
         """Shared with other engines: no two of them compute at once, and no step is longer than the others can wait."""
 
     @property
@@ -254,6 +264,7 @@ class Batcher:
         if self._worker is not None and self._worker is not threading.current_thread():
             with self._turnstile.released():
                 self._worker.join()
+        atexit.unregister(self._at_exit)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -263,6 +274,8 @@ class Batcher:
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="kvloom-batcher", daemon=True)
             self._worker.start()
+            # A program that just ends stops its daemon threads first, and then collects replies that wait for them.
+            atexit.register(self._at_exit)
 
     def _end_stream(self, stream: TokenStream) -> None:
         stream.is_cancelled = True
