@@ -140,10 +140,10 @@ def test_three_kills_among_a_thousand_open_requests_lose_nothing_and_charge_noth
 
 def test_no_window_is_overshot_while_hours_and_days_pass_and_processes_are_killed(tmp_path: Path) -> None:
     home, log = tmp_path / "home", tmp_path / "log"
-    run_and_kill(home, log, "windows", speed=20_000, last_s=4.5, min_open=1)
+    run_and_kill(home, log, "windows", speed=20_000, last_s=5.5, min_open=1)
     story, tier = Story.of(log), TIERS["windows"]
     spent_hours = (story.uses[-1].at_us - story.uses[0].at_us) / HOUR_US
-    assert spent_hours > 30, "it has to be long enough for every window to slide"
+    assert spent_hours > 26, "it has to be long enough for every window to slide"
     assert story.refused
     most = {
         "tokens_per_hour": most_in_a_window(story.uses, HOUR_US),
