@@ -37,7 +37,8 @@ def test_a_conversation_of_1000_turns_goes_on_in_constant_memory(tmp_path: Path,
 
 
 REAL_TURNS = int(os.environ.get("SOAK_REAL_TURNS", "100"))
-REAL_WARM = REAL_TURNS // 4
+REAL_WARM = REAL_TURNS // 2
+"""The window and the RAM for entries are full by then."""
 
 
 @pytest.mark.parametrize("name", [name for name in policy_names() if name != "stop"])
