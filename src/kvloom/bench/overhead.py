@@ -45,7 +45,8 @@ def overhead_row(rounds: int = ROUNDS) -> Row:
 
 
 def _row(direct_s: Callable[[], float], served_s: Callable[[], float], rounds: int) -> Row:
-    direct, served = [], []
+    direct: list[float] = []
+    served: list[float] = []
     for number in range(WARM_ROUNDS + rounds):
         here, there = direct_s(), served_s()
         if number >= WARM_ROUNDS:

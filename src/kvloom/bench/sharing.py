@@ -41,7 +41,7 @@ def sharing_rows(request: Request, home: Path, tell: Teller) -> list[Row]:
     """The rows `shared-sessions` and `shared-requests`: cells in use while all reply at once, over those of one."""
     size = QUICK_DOCUMENT_TOKENS if request.quick else DOCUMENT_TOKENS
     settings = settings_for(request, context=size + WINDOW_SLACK)
-    rows = []
+    rows: list[Row] = []
     with open_loom(settings, home, tell) as loom:
         [document] = documents(loom.count, 1, size)
         chunk = loom.load_text(document.text, name=document.name).id

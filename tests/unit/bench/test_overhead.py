@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvloom.bench.overhead import LIMIT_S, overhead_row
-from kvloom.bench.sharing import CONVERSATIONS, _completion, _row
+from kvloom.bench.sharing import CONVERSATIONS, Start, _completion, _row
 from kvloom.config import load_settings
 from kvloom.session.fake_rooms import open_fake
 
@@ -33,10 +33,11 @@ def test_conversations_over_one_document_hold_it_once(tmp_path: Path) -> None:
         def in_a_session(number: int) -> Iterator[object]:
             return sessions[number].stream("What?", max_tokens=8, temperature=0.0)
 
-        for case, start in (
-            ("shared-sessions", in_a_session),
-            ("shared-requests", lambda number: _completion(loom, chunk, number)),
-        ):
+        starts: dict[str, Start] = {
+            "shared-sessions": in_a_session,
+            "shared-requests": lambda number: _completion(loom, chunk, number),
+        }
+        for case, start in starts.items():
             row = _row(case, loom, len(DOCUMENT), start)
             assert row.extra["cells_of_one"] > len(DOCUMENT)
             # One token a byte: what each asks and gets is long beside the document.
