@@ -47,10 +47,11 @@ guard:
   soft: 0.75
 ```
 
-Groups are merged key by key over all four. A size is a number of bytes or carries a unit (`512MiB`, `2GB`). `–` stands
-for no value of its own: the description says what decides then, and `null` in the file is the same. A name that there
-is not, or a value that makes no sense, is an error with the file, the line and the nearest valid name; nothing is
-passed over in silence.
+Groups are merged key by key over all four. A size is a number of bytes or carries a unit (`512MiB`, `2GB`). A number
+of tokens of a context or a reply may be written `16k` (k stands for 1,024) or `16,384`; limits of the server's keys are
+plain numbers. `–` stands for no value of its own: the description says what decides then, and `null` in the file is the
+same. A name that there is not, or a value that makes no sense, is an error with the file, the line and the nearest
+valid name; nothing is passed over in silence.
 """
 
 FOREIGN = """\

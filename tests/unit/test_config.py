@@ -42,6 +42,30 @@ def test_the_command_line_wins_over_the_environment_over_the_file_over_the_defau
     assert load_settings({"context": None}).context == 2000
 
 
+def test_a_number_of_tokens_may_be_written_in_thousands(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(where, "context: 16k\nreserve_tokens: 1,500\ncompression:\n  preserve_recent: 2k\n")
+    settings = load_settings()
+    assert (settings.context, settings.reserve_tokens, settings.compression.preserve_recent) == (16384, 1500, 2048)
+    monkeypatch.setenv("KVLOOM_CONTEXT", "8k")
+    monkeypatch.setenv("KVLOOM_OVERFLOW__WINDOW_TOKENS", "2K")
+    monkeypatch.setenv("OLLM_CONTEXT_SIZE", "4k")
+    settings = load_settings()
+    assert (settings.context, settings.context_target, settings.overflow.window_tokens) == (8192, 4096, 2048)
+    assert load_settings({"context": "2k"}).context == 2048
+
+
+def test_what_is_no_number_of_tokens_names_the_place_what_was_given_and_the_forms(
+    where: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_config(where, "reserve_tokens: 16\ncontext: 16 kilo\n")
+    with pytest.raises(ConfigError, match=r"line 2: `context`: expected .*16384, 16,384, 16k.*, got '16 kilo'") as told:
+        load_settings()
+    assert str(file) in str(told.value)
+    monkeypatch.setenv("KVLOOM_CONTEXT", "0k")
+    with pytest.raises(ConfigError, match=r"KVLOOM_CONTEXT: `context`: .*64"):
+        load_settings()
+
+
 def test_our_own_variables_win_over_those_of_ollm(where: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(where, "context_target: 1000\n")
     monkeypatch.setenv("OLLM_CONTEXT_SIZE", "1500")

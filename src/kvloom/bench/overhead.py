@@ -1,6 +1,7 @@
-"""What HTTP and scheduling add to the time to the first token: one client, a short prompt, the deterministic engine.
+"""What HTTP and scheduling cost one client: time to the first token, and tokens per second.
 
-The same request goes through `kvloom serve`'s edge in a process of its own and through `Loom.complete` here, in turn.
+The first on the deterministic engine: the same request goes through `kvloom serve`'s edge in a process of its own and
+through `Loom.complete` here, in turn. The second on the real model, beside the bare native loop.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ import http.client
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
-from kvloom.bench.report import Row
+from kvloom.bench.decode import PROMPT, QUICK_REPEATS, QUICK_REPLY_TOKENS, REPEATS
+from kvloom.bench.report import Row, compare
 from kvloom.bench.served import WITHOUT_MODEL, Served
-from kvloom.bench.setting import own_home
+from kvloom.bench.setting import Request as BenchRequest
+from kvloom.bench.setting import open_loom, own_home, settings_for
+from kvloom.bench.teller import Teller
 from kvloom.config import load_settings
 from kvloom.errors import EngineError
 from kvloom.session.fake_rooms import open_fake
 from kvloom.session.loom import Loom
+from kvloom.session.probe import Probe
 from kvloom.session.requests import ChatMessage, ChatPrompt, Request, TextPart
 from kvloom.types import SamplingParams
 
@@ -28,7 +34,10 @@ LIMIT_S = 0.005
 WINDOW = 2048
 REPLY_TOKENS = 4
 QUESTION = "Which of the two piers is older?"
-TIMEOUT_S = 30.0
+LONG_REPLY_TOKENS = 128
+BARE_TARGET = 0.97
+"""Of the bare loop's tokens per second."""
+TIMEOUT_S = 300.0
 
 
 def overhead_row(rounds: int = ROUNDS) -> Row:
@@ -74,36 +83,78 @@ def _direct_s(loom: Loom) -> float:
     return first
 
 
+def one_client_row(request: BenchRequest, home: Path, tell: Teller) -> Row:
+    """The row `one-client`: a long greedy reply over HTTP, and the bare native loop with the same prompt, in turn."""
+    repeats = request.repeats or (QUICK_REPEATS if request.quick else REPEATS)
+    num_tokens = QUICK_REPLY_TOKENS if request.quick else LONG_REPLY_TOKENS
+    settings = settings_for(request, context=WINDOW)
+    environment = {
+        "KVLOOM_MODEL": settings.model,
+        "KVLOOM_CONTEXT": str(WINDOW),
+        "KVLOOM_THREADS": str(settings.num_threads),
+        "KVLOOM_GUARD__ENABLED": "false",
+    }
+    ours: list[float] = []
+    bare: list[float] = []
+    with open_loom(settings, home / "bare", tell) as loom, Served(home / "served", environment) as served:
+        asker = _Asker(served, PROMPT, num_tokens)
+        try:
+            with loom.session() as session:
+                probe = Probe(session)
+                for number in range(repeats + 1):
+                    found, alone = asker.tokens_per_s(), probe.bare_tokens_per_s(PROMPT, num_tokens)
+                    if number:
+                        ours.append(1 / found)
+                        bare.append(1 / alone)
+                        tell.say(f"one client: {found:.1f} tokens/s, bare loop {alone:.1f}")
+        finally:
+            asker.close()
+    extra = {"reply_tokens": num_tokens, "ours_tokens_per_s": 1 / median(ours), "peer_tokens_per_s": 1 / median(bare)}
+    return compare("one-client", "", ours, ("bare native loop", bare), BARE_TARGET, extra)
+
+
 class _Asker:
     """One client on one connection that stays open, with as little of its own as can be."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, question: str = QUESTION, num_tokens: int = REPLY_TOKENS) -> None:
         address = urlsplit(served.url)
         self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_S)
         self._body = json.dumps(
             {
-                "model": served.model, "messages": [{"role": "user", "content": QUESTION}], "stream": True,
-                "max_tokens": REPLY_TOKENS, "temperature": 0,
+                "model": served.model, "messages": [{"role": "user", "content": question}], "stream": True,
+                "max_tokens": num_tokens, "temperature": 0, "stream_options": {"include_usage": True},
             }
         ).encode()  # fmt: skip
 
     def first_token_s(self) -> float:
-        began, first = time.perf_counter(), 0.0
+        """Seconds to the first text."""
+        return self._asked()[0]
+
+    def tokens_per_s(self) -> float:
+        """Of a whole reply, the first token not counted."""
+        first, last, num_tokens = self._asked()
+        return (num_tokens - 1) / (last - first)
+
+    def _asked(self) -> tuple[float, float, int]:
+        """(seconds to the first text, seconds to the last, tokens)."""
+        began, first, last, num_tokens = time.perf_counter(), 0.0, 0.0, 0
         headers = {"content-type": "application/json"}
         self._connection.request("POST", "/v1/chat/completions", self._body, headers)
         response = self._connection.getresponse()
         if response.status != http.client.OK:
             raise EngineError(f"the server answered {response.status}: {response.read()[:300]!r}")
         while line := response.readline():
-            if first or not line.startswith(b"data: {"):
+            if not line.startswith(b"data: {"):
                 continue
             now = time.perf_counter()
-            choices = json.loads(line.removeprefix(b"data: "))["choices"]
-            if choices and choices[0]["delta"].get("content"):
-                first = now - began
+            event = json.loads(line.removeprefix(b"data: "))
+            if event["choices"] and event["choices"][0]["delta"].get("content"):
+                last = now - began
+                first = first or last
+            num_tokens = (event.get("usage") or {}).get("completion_tokens", num_tokens)
         if not first:
             raise EngineError("the server's stream had no text")
-        return first
+        return first, last, num_tokens
 
     def close(self) -> None:
         self._connection.close()

@@ -18,10 +18,12 @@ from kvloom.bench.documents import Document, documents
 from kvloom.bench.llama_server import LlamaServer
 from kvloom.bench.load import Answer, Call, Load, drive
 from kvloom.bench.load import run as run_load
+from kvloom.bench.overhead import one_client_row, overhead_row
 from kvloom.bench.peer import Peer, require_peer
 from kvloom.bench.report import Report, Row
 from kvloom.bench.served import Served
 from kvloom.bench.setting import Request, open_loom, own_home, peer_settings, settings_for, setup_of
+from kvloom.bench.sharing import sharing_rows
 from kvloom.bench.teller import Teller
 from kvloom.errors import UsageError
 
@@ -38,7 +40,8 @@ NUM_DOCUMENTS, DOCUMENTS_A_TURN = 20, 3
 WINDOW = 4096
 
 OURS, WHEEL, SAME_BUILD = "kvloom", "llama.cpp's server (wheel)", "llama.cpp's server (same build)"
-CASES = ("mixed", "same-documents", "any-documents")
+LOADS = ("mixed", "same-documents", "any-documents")
+CASES = (*LOADS, "one-client", "sharing")
 
 MIXED_TARGET, SAME_BUILD_TARGET = 1.1, 0.97
 """Against the wheel's server, which is built for any machine, and against one that was built like ours."""
@@ -244,20 +247,25 @@ def run(request: Request, server: str | None = None, cases: str | None = None) -
     chosen = CASES if cases is None else tuple(name for name in CASES if name in cases.split(","))
     if not chosen:
         raise UsageError(f"--cases takes {', '.join(CASES)}")
-    tell = request.teller("serve", len(chosen) * (3 if server else 2) + 4)
+    loaded = [name for name in chosen if name in LOADS]
+    tell = request.teller("serve", len(loaded) * (3 if server else 2) + 8)
     loads: dict[tuple[str, str], Load] = {}
     with own_home() as home:
         bench = Bench(request, size, home, tell)
         peers: list[Callable[[], AbstractContextManager[Target]]] = [bench.ours, bench.peer]
         if server:
             peers.append(lambda: bench.same_build(Path(server)))
-        for opened in peers:
+        for opened in peers if loaded else []:
             with opened() as target:
-                for case in chosen:
+                for case in loaded:
                     loads[case, target.name] = bench.case(case, target)
+        rows = [row for case in loaded for row in _rows(case, loads)]
+        if "one-client" in chosen:
+            rows += [overhead_row(), one_client_row(request, home / "one", tell)]
+        if "sharing" in chosen:
+            rows += sharing_rows(request, home / "sharing", tell)
     closing = request.closing("serve", server=server, cases=cases)
-    rows = tuple(row for case in chosen for row in _rows(case, loads))
-    return Report("serve", bench.setup | closing, rows, columns=COLUMNS, notes=NOTES)
+    return Report("serve", bench.setup | closing, tuple(rows), columns=COLUMNS, notes=NOTES)
 
 
 def _rows(case: str, loads: Mapping[tuple[str, str], Load]) -> Iterator[Row]:
@@ -279,6 +287,9 @@ COLUMNS = ("ours_tokens_per_s", "peer_tokens_per_s", "ours_ttft_median_s", "peer
            "peer_gap_p95_s", "ours_requests_per_min", "peer_requests_per_min")  # fmt: skip
 
 NOTES = (
+    "added-first-token: what HTTP and scheduling add, on the deterministic engine; one-client: tokens per second of a "
+    "long reply over HTTP beside the bare native loop.",
+    "shared-sessions, shared-requests: cells that 8 conversations over one document take, over those of one.",
     "8 clients at once, each sends its next request when its last one has ended; both servers have 8 slots.",
     "mixed: completions of prompts of 50 to 1,500 tokens, replies of up to 128; total tokens per second.",
     "mixed-first-token, mixed-gap: the peer's median time to the first token over ours; its 95th percentile of the "

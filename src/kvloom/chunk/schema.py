@@ -129,4 +129,17 @@ CREATE TABLE engines (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3)
+_V4 = """
+CREATE TABLE traces (
+    chunk_id   TEXT NOT NULL REFERENCES chunks (id) ON DELETE CASCADE,
+    entry_id   TEXT NOT NULL,
+    created_s  REAL NOT NULL,
+    PRIMARY KEY (chunk_id, entry_id)
+) WITHOUT ROWID;
+"""
+
+_V5 = """
+ALTER TABLE sessions ADD COLUMN window INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3, _V4, _V5)

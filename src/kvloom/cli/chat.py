@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvloom.cli.options import Options
+    from kvloom.cli.standing import WindowOrigin
     from kvloom.session.loom import Loom
     from kvloom.session.reply import ReplyStream
     from kvloom.session.session import Session
@@ -42,6 +43,8 @@ class Chat:
         self.session = session
         self.screen = screen
         self.is_done = False
+        self.window_origin: WindowOrigin | None = None
+        """Where the window of a session that has none of its own comes from, where it is not the loom's to tell."""
         self.pick: Pick | None = None
         """Lets a person choose a snapshot; None where nobody is there to choose."""
 

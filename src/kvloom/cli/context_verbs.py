@@ -5,8 +5,8 @@ Knows the façade and what to show of it; how the words were given is the caller
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
@@ -16,7 +16,8 @@ from kvloom.cli.kept_view import ledger_table, messages_text, snapshots_table
 from kvloom.cli.registry import Result, known
 from kvloom.cli.standing import read_standing
 from kvloom.cli.stats_view import stats_view
-from kvloom.errors import CancelledError, EngineUnsupportedError, SnapshotError, UsageError
+from kvloom.config import TOKEN_FORMS, parse_tokens
+from kvloom.errors import CancelledError, CompressionError, EngineUnsupportedError, SnapshotError, UsageError
 from kvloom.session.compression import STRATEGIES
 from kvloom.session.values import CompressionEstimate, CompressionResult
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from kvloom.session.values import LedgerLine, Snapshot
 
 AUTOMATIC = "auto"
-
-_SIZE = re.compile(r"(\d[\d_,]*)(k?)")
-THOUSAND = 1024
-"""What k stands for: windows are counted in powers of two."""
 
 
 def policies() -> tuple[str, ...]:
@@ -44,14 +41,15 @@ def policies() -> tuple[str, ...]:
 
 
 def show(chat: Chat) -> Result:
-    usage, status, standing = chat.session.usage(), chat.loom.status(), read_standing(chat.loom, chat.session)
+    usage, status = chat.session.usage(), chat.loom.status()
+    standing = read_standing(chat.loom, chat.session, chat.window_origin)
     data = {
         "session": {"id": chat.session.id, "name": chat.session.name},
         "usage": usage,
         "rows": context_rows(usage.segments),
         "status": status,
         "standing": standing,
-        "notes": attention(usage),
+        "notes": [*attention(usage), *filter(None, (standing.window_warning,))],
     }
     return Result(data, context_view(usage, status, standing, name_of(chat)))
 
@@ -89,10 +87,9 @@ def name_of(chat: Chat) -> str:
 
 def size(chat: Chat, text: str) -> Result:
     """A window of so many tokens, `8k` too, or as large as memory allows. Raises UsageError."""
-    found = _SIZE.fullmatch(text.lower())
-    if not found and text != AUTOMATIC:
-        raise UsageError(f"a window is a number of tokens (16384, 16k) or {AUTOMATIC}, got {text!r}")
-    wanted = int(re.sub("[_,]", "", found[1])) * (THOUSAND if found[2] else 1) if found else None
+    wanted = None if text == AUTOMATIC else parse_tokens(text)
+    if wanted is None and text != AUTOMATIC:
+        raise UsageError(f"a window is {TOKEN_FORMS} or {AUTOMATIC}, got {text!r}")
     if notice := chat.session.resize_notice(wanted):
         chat.options.output.note(notice)
     before, after = chat.session.window, chat.session.resize(wanted)
@@ -123,12 +120,21 @@ POLICY_TEXTS = {
 
 
 def compress(chat: Chat, strategy: str, *, dry_run: bool) -> Result:
-    """Raises UsageError with the nearest strategy, CompressionError where there is nothing to gain."""
+    """Raises UsageError with the nearest strategy, CompressionError where there is nothing to gain.
+
+    To a dry run, that there is nothing to compress is an answer.
+    """
     chosen = known(strategy, STRATEGIES, "strategy") if strategy else None
-    with chat.working() as progress:
-        done = chat.session.compress(chosen, dry_run=dry_run, progress=progress)
+    try:
+        with chat.working() as progress:
+            done = chat.session.compress(chosen, dry_run=dry_run, progress=progress)
+    except CompressionError as error:
+        if not dry_run:
+            raise
+        used, name = chat.session.usage().used, chosen or chat.loom.settings.compression.strategy
+        return Result({**asdict(CompressionEstimate(name, 0, used, used, 0, None)), "reason": str(error)}, str(error))
     if isinstance(done, CompressionEstimate):
-        return Result(done, _estimate_text(done))
+        return Result({**asdict(done), "reason": ""}, _estimate_text(done))
     return Result(done, _compressed_text(chat, done))
 
 
@@ -215,8 +221,13 @@ def restore(chat: Chat, ref: str) -> Result:
         placed = ""
     except CancelledError:  # the conversation is back already
         placed = "; interrupted while its KV was placed: the next question does that"
-    view = f"restored {taken.id} ({taken.title or 'untitled'}): {_held(taken)}{placed}{_undoable(chat)}"
-    return Result({"restored": taken, "used": chat.session.usage().used}, view)
+    usage = chat.session.usage()
+    held = _held(replace(taken, num_tokens=usage.used), is_estimate=usage.is_estimate)
+    # Another model counts otherwise.
+    then = f" ({amounts.tokens(taken.num_tokens)} when it was taken, under {taken.model})"
+    before = "" if usage.used == taken.num_tokens else then
+    view = f"restored {taken.id} ({taken.title or 'untitled'}): {held}{before}{placed}{_undoable(chat)}"
+    return Result({"restored": taken, "used": usage.used}, view)
 
 
 def _which_one(chat: Chat, found: Sequence[Snapshot]) -> RenderableType:
@@ -244,9 +255,10 @@ def messages(chat: Chat, ref: str) -> Result:
     return Result({"messages": found}, messages_text(found) or "that snapshot holds no message")
 
 
-def _held(taken: Snapshot) -> str:
+def _held(taken: Snapshot, *, is_estimate: bool = False) -> str:
     chunks = f", {_counted(taken.num_chunks, 'chunk')}" if taken.num_chunks else ""
-    return f"{_counted(taken.num_turns, 'turn')}{chunks}, {amounts.tokens(taken.num_tokens)} tokens"
+    num_tokens = amounts.tokens(taken.num_tokens, is_estimate=is_estimate)
+    return f"{_counted(taken.num_turns, 'turn')}{chunks}, {num_tokens} tokens"
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kvloom.cli import amounts
 from kvloom.cli.panels import NO_BYTES, TIER_STYLES, tier_text
-from kvloom.cli.standing import AutoCompress, Standing
+from kvloom.cli.standing import AutoCompress, Standing, WindowOrigin
 from kvloom.session.values import ContextUsage, LoomStatus, Segment
 from kvloom.types import TierName
 
@@ -24,6 +24,13 @@ MAP_CELLS = 64
 """Characters of the bar map: fits 80 columns with its frame."""
 
 MEMORY_TITLES = {"ram": "RAM", "vram": "VRAM", "unified": "Memory"}
+
+ORIGIN_TEXTS = {
+    WindowOrigin.OWN: "this session's own (/context size)",
+    WindowOrigin.ASKED_FOR: "as asked for",
+    WindowOrigin.LAST: "the one that the session was open with last",
+    WindowOrigin.DEFAULT: "the default; --context N takes another",
+}
 
 FREE, RESERVE = "·", "-"
 
@@ -144,6 +151,9 @@ def used_tokens(usage: ContextUsage) -> str:
 
 
 def _add_standing(header: Table, usage: ContextUsage, standing: Standing) -> None:
+    header.add_row("Window", f"{amounts.tokens(usage.capacity)} tokens, {ORIGIN_TEXTS[standing.window_origin]}")
+    if standing.window_warning:
+        header.add_row("", Text(f"! {standing.window_warning}", style="yellow"))
     for reading in standing.memory:
         used = f"{amounts.size(reading.used_bytes)} / {amounts.size(reading.total_bytes)}"
         share = amounts.share(reading.used_bytes, reading.total_bytes)

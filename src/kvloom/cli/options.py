@@ -28,8 +28,29 @@ ModelOption = Annotated[
         "--model", "-m", metavar="MODEL", help="A GGUF file, a registry id (see `kvloom models`) or user/repo[:quant]."
     ),
 ]
+
+
+def num_tokens(least: int = 0) -> Callable[[str], int]:
+    """What reads an option that is a number of tokens, as `/context size` reads it."""
+
+    def parse(text: str) -> int:
+        from kvloom.config import TOKEN_FORMS, parse_tokens
+
+        count = parse_tokens(text)
+        if count is None:
+            raise typer.BadParameter(f"expected {TOKEN_FORMS}, got {text!r}")
+        if count < least:
+            raise typer.BadParameter(f"expected {least} tokens or more, got {text!r}")
+        return count
+
+    return parse
+
+
 ContextOption = Annotated[
-    int | None, typer.Option("--context", "-c", metavar="TOKENS", help="Window of the context, in tokens.")
+    int | None,
+    typer.Option(
+        "--context", "-c", metavar="TOKENS", parser=num_tokens(), help="Window of the context, in tokens (16384, 16k)."
+    ),
 ]
 HomeOption = Annotated[
     Path | None,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from kvloom.memory.sizing import beyond_trained
+
 if TYPE_CHECKING:
     from kvloom.memory.reading import MemoryReading
     from kvloom.session.loom import Loom
@@ -24,12 +26,22 @@ class AutoCompress(Enum):
     RUNNING = "running"
 
 
+class WindowOrigin(Enum):
+    """Why a window is as large as it is."""
+
+    OWN = "own"
+    ASKED_FOR = "asked for"
+    LAST = "last"
+    DEFAULT = "default"
+
+
 @dataclass(frozen=True)
 class Standing:
     """`memory`: the GPUs' memories, or the host's where there is none; empty where nothing could be read.
 
     `guard` is its level, or "off"; `safe_limit_tokens` fit below its soft limit (None: not known). `interventions`:
-    what it did, the newest last. A compression begins at `compress_at_tokens`.
+    what it did, the newest last. A compression begins at `compress_at_tokens`. `window_warning` is empty where
+    nothing speaks against the window.
     """
 
     memory: tuple[MemoryReading, ...]
@@ -41,10 +53,12 @@ class Standing:
     compress_at_tokens: int
     compress_threshold: float
     compress_strategy: str
+    window_origin: WindowOrigin = WindowOrigin.DEFAULT
+    window_warning: str = ""
 
 
-def read_standing(loom: Loom, session: Session) -> Standing:
-    """As things are now. Computes nothing and costs no context."""
+def read_standing(loom: Loom, session: Session, origin: WindowOrigin | None = None) -> Standing:
+    """As things are now. Computes nothing and costs no context. `origin`: of a window that is not the session's own."""
     from kvloom.session.stored import StoredLoom
 
     picture, settings, usage = loom.memory(), loom.settings.compression, session.usage()
@@ -56,13 +70,26 @@ def read_standing(loom: Loom, session: Session) -> Standing:
         guard=loom.guard.level.value if is_guarded else GUARD_OFF,
         # Where the model is not loaded, the memory that it will take is free still: no number could be right.
         safe_limit_tokens=loom.guard.safe_limit() if is_guarded and not isinstance(loom, StoredLoom) else None,
-        interventions=tuple(notice.text for notice in loom.guard.notices),
+        interventions=tuple(notice.text for notice in loom.guard.notices_of(loom)),
         num_snapshots=len(session.snapshots()),
         auto_compress=auto_compress(session, usage.policy, is_on=settings.enabled and settings.background),
         compress_at_tokens=int(settings.threshold * (usage.capacity - usage.reserve)),
         compress_threshold=settings.threshold,
         compress_strategy=settings.strategy,
+        window_origin=_origin(loom, session, origin),
+        window_warning=beyond_trained(usage.capacity, trained_length(loom)),
     )
+
+
+def _origin(loom: Loom, session: Session, origin: WindowOrigin | None) -> WindowOrigin:
+    if session.manifest.window:
+        return WindowOrigin.OWN
+    return origin or (WindowOrigin.ASKED_FOR if loom.is_window_asked else WindowOrigin.DEFAULT)
+
+
+def trained_length(loom: Loom) -> int:
+    """Tokens that the model was trained for, RoPE scaling included; 0 where nobody tells."""
+    return loom.sizing.trained_context if loom.sizing is not None else loom.engine.train_context
 
 
 def auto_compress(session: Session, policy: str, *, is_on: bool) -> AutoCompress:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvloom.cli.chat import DEFAULT_POLICY, Chat, open_for_chat
 from kvloom.cli.resume import resume
 from kvloom.cli.screen import TextScreen
+from kvloom.cli.standing import WindowOrigin
+from kvloom.errors import EngineMemoryError, UsageError
 
 if TYPE_CHECKING:
     from kvloom.cli.options import Options
@@ -20,7 +23,10 @@ GROUP = "kvloom context"
 
 
 class StoredChat(Chat):
-    """A session that is opened for one command. `words`: the options that name it, for hints."""
+    """A session that is opened for one command, with the window that it had last where no other is asked for.
+
+    `words`: the options that name it, for hints.
+    """
 
     words = ""
 
@@ -33,6 +39,28 @@ class StoredChat(Chat):
 
     def warm(self) -> None:
         """Nothing: what was placed would go with the process."""
+
+
+def last_window(options: Options, ref: str | None) -> int:
+    """The window that somebody asked for when the session was open last; 0 where nobody did, or another is asked for
+    now."""
+    from kvloom.session.home import HomeSessions, has_sessions
+
+    where = options.paths.home
+    if options.context is not None or not has_sessions(where):
+        return 0
+    with HomeSessions(where) as home:
+        return home.window_of(ref)
+
+
+def open_as_last(options: Options, ref: str | None, opens: Callable[[Options], Loom]) -> tuple[Loom, bool]:
+    """A loom with the window that the session had last, and whether it is that; the default one where memory, or the
+    model, does not have it any more."""
+    window = last_window(options, ref)
+    if window:
+        with suppress(EngineMemoryError, UsageError):
+            return opens(replace(options, context=window)), True
+    return opens(options), False
 
 
 def open_stored(options: Options, progress: ProgressCallback) -> Loom:
@@ -49,9 +77,11 @@ def stored_chat(options: Options, ref: str | None, *, needs_model: bool = True) 
     after all raises ModelNeededError then. Raises UnknownSessionError."""
     output = options.output
     with output.progress() as progress:
-        loom = open_for_chat(options, progress) if needs_model else open_stored(options, progress)
+        opens = open_for_chat if needs_model else open_stored
+        loom, is_as_last = open_as_last(options, ref, lambda chosen: opens(chosen, progress))
     with loom:
         chat = StoredChat(options, loom, resume(loom, ref), TextScreen(output, echoes=False))
+        chat.window_origin = WindowOrigin.LAST if is_as_last else None
         chat.words = f" --session {shlex.quote(ref)}" if ref else ""
         if options.is_interactive:
             from kvloom.cli.picker import pick_snapshot

@@ -22,10 +22,13 @@ from kvloom.config.mistakes import explain_in
 from kvloom.config.names import nearest
 from kvloom.config.settings import DEFAULT_MODEL, DEFAULT_TIER, DiskCompression, Settings, load_settings
 from kvloom.config.threads import default_threads
+from kvloom.config.token_count import FORMS as TOKEN_FORMS
+from kvloom.config.token_count import parse_tokens
 
 __all__ = [
     "DEFAULT_MODEL",
     "DEFAULT_TIER",
+    "TOKEN_FORMS",
     "CompressionSettings",
     "DiskCompression",
     "Document",
@@ -45,6 +48,7 @@ __all__ = [
     "explain_in",
     "load_settings",
     "nearest",
+    "parse_tokens",
     "paths",
     "read_document",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from kvloom.config.token_count import token_setting
 from kvloom.types import SamplingParams
 
 
@@ -27,6 +28,11 @@ class RopeSettings(_Group):
     yarn_beta_fast: float | None = Field(None, gt=0, description="YaRN: low correction dimension")
     yarn_beta_slow: float | None = Field(None, gt=0, description="YaRN: high correction dimension")
 
+    @field_validator("yarn_orig_context", mode="before")
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        return token_setting(value)
+
 
 class SamplingSettings(_Group):
     """Defaults of every reply. None: the model file's own, where it has one."""
@@ -38,6 +44,11 @@ class SamplingSettings(_Group):
     repeat_penalty: float | None = Field(None, gt=0, description="1 is none")
     seed: int | None = Field(None, ge=0, lt=2**32, description="same seed, same reply")
     max_tokens: int = Field(512, gt=0, description="longest reply")
+
+    @field_validator("max_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        return token_setting(value)
 
     def params(self) -> SamplingParams:
         return SamplingParams(
@@ -63,6 +74,11 @@ class OverflowSettings(_Group):
     sink_tokens: int = Field(256, ge=0, description="keep_first: tokens of the first turns that stay")
     history_tokens: int | None = Field(None, gt=0, description="most tokens of turns in a prompt; default: no limit")
 
+    @field_validator("window_tokens", "sink_tokens", "history_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        return token_setting(value)
+
 
 class CompressionSettings(_Group):
     """Compression of a conversation's old turns. (How KV is packed on disk is `disk_compression`.)"""
@@ -78,6 +94,11 @@ class CompressionSettings(_Group):
     summary_max_tokens: int = Field(1024, ge=16, description="longest summary; never more than an eighth of the window")
     min_gain: float = Field(0.1, ge=0, lt=1, description="share of what is replaced that a compression must save")
     background: bool = Field(True, description="compress between turns, at low priority")
+
+    @field_validator("preserve_recent", "summary_max_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        return token_setting(value)
 
 
 class SnapshotSettings(_Group):
@@ -135,7 +156,7 @@ class ServerSettings(_Group):
     port: int = Field(9632, ge=0, le=65535, description="0 takes a free one")
     slots: int = Field(8, ge=1, le=200, description="replies that run at once")
     queue_size: int = Field(64, ge=0, description="replies that wait for a slot; more are refused with 503")
-    queue_timeout_s: float = Field(300.0, gt=0, description="longest wait for a slot")
+    queue_timeout_s: float = Field(300.0, gt=0, description="longest wait for a slot, or for cells")
     reuse: Literal["off", "exact", "blend", "splice"] = Field(
         "exact", description="text known as a chunk is recognised in plain requests, and its KV is placed so"
     )

@@ -33,6 +33,7 @@ from kvloom.config.groups import (
 )
 from kvloom.config.mistakes import ENV_NESTING, ENV_PREFIX, Origins, check_variables, explain
 from kvloom.config.threads import default_threads
+from kvloom.config.token_count import token_setting
 from kvloom.errors import ConfigError
 from kvloom.types import Fidelity, KVType
 
@@ -95,6 +96,11 @@ class Settings(BaseSettings):
         ge=0,
         description="native cells that all share, where memory has them; 0: a window, in a server one for each slot",
     )
+    step_tokens: int = Field(
+        1024, ge=64, le=65_536,
+        description="tokens of prompts that are computed between two tokens of running replies: fewer let replies flow"
+        " more evenly, more let everything end sooner",
+    )  # fmt: skip
     ram_budget_bytes: ByteSize = Field(ByteSize(2 * GIB), description="entries kept in RAM")
     disk_budget_bytes: ByteSize = Field(ByteSize(32 * GIB), description="entries kept on disk")
     model_disk_bytes: ByteSize | None = Field(
@@ -117,6 +123,13 @@ class Settings(BaseSettings):
     snapshots: SnapshotSettings = Field(default_factory=SnapshotSettings, description="what is kept to go back to")
     guard: GuardSettings = Field(default_factory=GuardSettings, description="what happens when memory runs short")
     server: ServerSettings = Field(default_factory=ServerSettings, description="`kvloom serve`")
+
+    @field_validator(
+        "context", "context_target", "context_min", "context_max", "pool_tokens", "reserve_tokens", mode="before"
+    )
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        return token_setting(value)
 
     @field_validator("model")
     @classmethod

@@ -16,7 +16,7 @@ import numpy as np
 from kvloom.context.line import Line
 from kvloom.context.plan import Resident
 from kvloom.engine.base import Engine, PlacedRows, Run
-from kvloom.engine.batcher import Batcher
+from kvloom.engine.batcher import STEP_ROWS, Batcher
 from kvloom.engine.turnstile import Turnstile
 from kvloom.errors import CancelledError, EngineError, EngineMemoryError, EngineUnsupportedError
 from kvloom.types import EntryId, F32Array, I32Array, KVRows, SequenceId
@@ -38,6 +38,8 @@ class Holding:
     residents: dict[int, Resident] = field(default_factory=dict)
     is_busy: bool = False
     used: int = 0
+    due: int = 0
+    """When its prefills want to be computed, as `Batcher.due` says."""
     num_promised: int = 0
     gives_way: bool = False
     is_waiting: bool = False
@@ -56,10 +58,10 @@ class Device:
     `decode` lets others pass while it computes: behind it, only what is at work (`is_busy`) is sure to be as it was.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, step_rows: int = STEP_ROWS) -> None:
         self.engine = engine
         self.lock = Turnstile()
-        self.batcher = Batcher(engine, self.lock)
+        self.batcher = Batcher(engine, self.lock, step_rows)
         self.line = Line(self.lock)
         """Of those that wait for cells."""
         # The last sequence is the engine's own, for padding.
@@ -78,6 +80,15 @@ class Device:
         self._holdings[holding.sequence] = holding
         return holding
 
+    def adopt(self, owner: str, wanted: Sequence[Resident], owners: str) -> None:
+        """Give `owner`, who has no holding yet, an idle one of owners that begin so: all that it holds must be the
+        beginning of `wanted`, in order. The longest; none where there is none."""
+        idle = [h for h in self._holdings.values() if h.owner.startswith(owners) and not h.is_busy and h.residents]
+        fitting = [h for h in idle if _is_beginning(h.residents.values(), wanted)]
+        whole = [h for h in fitting if self.engine.num_tokens(h.sequence) == h.num_tokens]
+        if whole:
+            max(whole, key=lambda h: h.num_tokens).owner = owner
+
     @contextmanager
     def scratch(self, num_tokens: int = 0) -> Iterator[SequenceId]:
         """An empty sequence for the length of a `with` block; whatever it holds is removed at the end.
@@ -92,8 +103,8 @@ class Device:
             self.release(holding)
 
     def decode(self, runs: Sequence[Run], owner: Holding) -> list[F32Array | None]:
-        """`Engine.decode` for an owner, in steps that are shared with others; who came first is served first."""
-        return self.batcher.decode(runs, owner.used)
+        """`Engine.decode` for an owner, in steps that are shared with others; what is due first is served first."""
+        return self.batcher.decode(runs, owner.due)
 
     def promise(self, holding: Holding, num_tokens: int, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Keep cells for `num_tokens` tokens in all in `holding`, until it is no longer at work.
@@ -188,8 +199,11 @@ class Device:
             self.release(min(idle, key=lambda h: h.used))
 
     def drop_idle(self, owners: str, num_tokens: int) -> None:
-        """Release idle holdings of owners that begin so, least recently used first, down to `num_tokens` in all."""
-        idle = [h for h in self._holdings.values() if h.owner.startswith(owners) and not h.is_busy]
+        """Release idle holdings of owners that begin so, least recently used first, down to `num_tokens` in all, or
+        to nothing while others of them are at work: these would look over all of it."""
+        mine = [h for h in self._holdings.values() if h.owner.startswith(owners)]
+        idle = [h for h in mine if not h.is_busy]
+        num_tokens = num_tokens if len(idle) == len(mine) else 0
         total = sum(self.engine.num_tokens(h.sequence) for h in idle)
         for holding in sorted(idle, key=lambda h: h.used):
             if total <= num_tokens:
@@ -311,6 +325,11 @@ class Device:
                 )
             self.release(min(idle, key=lambda h: h.used))
         return self._free.pop()
+
+
+def _is_beginning(residents: Iterable[Resident], wanted: Sequence[Resident]) -> bool:
+    held = sorted(residents, key=lambda resident: resident.position)
+    return held == list(wanted[: len(held)])
 
 
 def _runs(positions: I32Array, rows: KVRows) -> list[PlacedRows]:

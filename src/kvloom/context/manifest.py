@@ -137,9 +137,14 @@ class Manifest:
         return tuple(chunk for chunk in slot.seen if chunk not in now)
 
     def seen_at(self, position: int) -> tuple[ChunkId, ...]:
-        """The chunks that a turn at `position` sees: what is on, and what earlier turns carry the trace of."""
-        before = (slot for slot in self.turns if slot.active and slot.stop <= position)
-        return tuple(dict.fromkeys((*self.active_chunk_ids, *(chunk for slot in before for chunk in slot.seen))))
+        """The chunks that a turn at `position` sees: what is on before it, and what earlier turns carry the trace of.
+
+        Of a plain request chunks stand between its turns, and not in one block before them.
+        """
+        before = [slot for slot in self.active if slot.stop <= position]
+        chunks = (ChunkId(slot.ref) for slot in before if slot.kind is SlotKind.CHUNK)
+        traces = (chunk for slot in before if slot.kind is SlotKind.TURN for chunk in slot.seen)
+        return tuple(dict.fromkeys((*chunks, *traces)))
 
     # -- edits --------------------------------------------------------------------------------------------------
 
@@ -252,14 +257,16 @@ class Manifest:
         In exact everything gets its Merkle lineage; in blend and splice chunks are ALONE, and turns change only on
         request (`turns`), since what they attended to is history.
         """
-        state, slots, seen = _LINEAGE_START, [], self.active_chunk_ids
+        state, slots = _LINEAGE_START, []
+        seen: tuple[ChunkId, ...] = ()
         for slot in self.slots:
             if not slot.active:
                 slots.append(slot)
                 continue
             current = Lineage(state.hex())
-            if slot.kind is SlotKind.CHUNK and self.fidelity is not Fidelity.EXACT:
-                current = ALONE
+            if slot.kind is SlotKind.CHUNK:
+                seen = seen if slot.ref in seen else (*seen, ChunkId(slot.ref))
+                current = current if self.fidelity is Fidelity.EXACT else ALONE
             if slot.kind is SlotKind.TURN and turns and (slot.lineage, slot.seen) != (current, seen):
                 slot = replace(slot, lineage=current, seen=seen)
             elif slot.kind is not SlotKind.TURN and slot.lineage != current:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -92,6 +93,8 @@ class Weaver:
         self._refused: set[EntryId] = set()
         # Being computed by some thread: whoever wants them too waits, and shares the cells.
         self._computing: set[EntryId] = set()
+        # Wanted by weaves under way: between two of their steps the books may not show yet what they hold.
+        self._weaving: Counter[EntryId] = Counter()
 
     def has(self, entry: EntryId) -> bool:
         """Whether a tier holds the entry and this engine can take it."""
@@ -119,6 +122,22 @@ class Weaver:
         between prefill steps and EngineMemoryError when the cells do not suffice. Whatever is raised, the books stay
         true; what was computed so far is stored.
         """
+        entries = [want.entry for want in wanted]
+        self._weaving.update(entries)
+        try:
+            return self._woven(holding, wanted, num_to_come, on_step, is_cancelled)
+        finally:
+            self._weaving.subtract(entries)
+            self._weaving = +self._weaving
+
+    def _woven(
+        self,
+        holding: Holding,
+        wanted: Sequence[Wanted],
+        num_to_come: int,
+        on_step: StepCallback | None,
+        is_cancelled: Callable[[], bool] | None,
+    ) -> Weave:
         began = time.perf_counter()
         num_emptied_tokens = self._emptied(holding, wanted)
         plan = self._plan_alone(holding, wanted, is_cancelled)
@@ -128,6 +147,7 @@ class Weaver:
             raise EntriesGoneError(gone)
         computes = [op.wanted for op in plan.operations if isinstance(op, Compute)] + missing
         clock = _Steps(sum(len(want.tokens) for want in computes), on_step, is_cancelled)
+        holding.due = self._device.batcher.due(clock.total)
         mine = {want.entry for want in computes}
         self._computing |= mine
         holding.is_busy = True
@@ -221,9 +241,13 @@ class Weaver:
                 self._device.release(scratch)
         return total
 
-    def wait_computed(self, entries: Set[EntryId]) -> None:
-        """Until nobody computes one of these."""
-        self._device.lock.wait_for(lambda: not entries & self._computing)
+    def woven_now(self) -> set[EntryId]:
+        """What weaves under way want."""
+        return set(self._weaving)
+
+    def wait_woven(self, entries: Set[EntryId]) -> None:
+        """Until no weave under way wants one of these. The caller sees to it that no new one does."""
+        self._device.lock.wait_for(lambda: entries.isdisjoint(self._weaving))
 
     # -- inside -------------------------------------------------------------------------------------------------
 

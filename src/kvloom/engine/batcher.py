@@ -1,7 +1,7 @@
 """Continuous batching: many threads' prefills and replies in the same native batches. Knows ids and positions only.
 
-One worker computes. A step holds the next token of every reply under way and a piece of the oldest prefill, so that
-replies flow on while a long prompt is read; what a reply samples is decoded in the next step, whoever reads it.
+One worker computes: a step of all replies under way, then some rows of the prefills that wait, and so on. So replies
+flow on while long prompts are read; what a reply samples is decoded in the next step, whoever reads it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,23 @@ from kvloom.types import F32Array, SequenceId
 
 _log = logging.getLogger(__name__)
 
-STEP_ROWS = 128
-"""Rows of a step that holds replies and a prefill: what a reply waits for. A multiple of the engine's fast 64 rows."""
+STEP_ROWS = 1024
+"""Rows of prefills between two steps of the replies: what a reply waits for, at most and a short rest more.
+
+Fewer make replies flow more evenly while prompts are read, and everything take longer: each step of few replies is
+computed alone. llama.cpp's server computes up to `n_batch` (2,048) rows between two tokens.
+"""
+FAST_ROWS = 64
+"""Rows from which engines take their fast path; a rest below that is not left over."""
 MIXED_ROWS = 16
 """Rows of prefills that go into one batch with the next tokens of replies. More make it a batch of the fast 64-row
 kernels, which then read the cells of all sequences: replies are cheaper in a batch of their own. (8 replies over 900
 tokens each: 0.12 s alone.)"""
-
 SHARED_STEP_ROWS = 256
-"""Rows of a step without replies, where other engines wait for the same cores: what these wait for."""
+"""Rows of one native call where other engines wait for the same cores: what these wait for."""
+PATIENCE = 4
+"""A prefill is passed by shorter ones that come later, until this many times its own rows were computed since it came
+(shortest first, and nobody starves)."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class _Prefill:
 
     runs: Sequence[Run]
     results: list[F32Array | None]
-    ticket: int = 0
+    due: int = 0
     run: int = 0
     offset: int = 0
     rows: list[F32Array] = field(default_factory=list)
@@ -153,27 +161,26 @@ class _Part:
     prefill: _Prefill
     runs: list[Run]
 
+    @property
+    def num_rows(self) -> int:
+        return sum(len(run.tokens) for run in self.runs)
 
-def _whole(prefill: _Prefill) -> _Part:
-    """All that is left. Alone, a prefill is computed as it was asked for: the same cuts give the same bits."""
-    return _Part(prefill, prefill.take(sum(len(run.tokens) for run in prefill.runs)))
 
-
-def _bounded(prefill: _Prefill) -> _Part:
-    """The next rows, as many as others may be made to wait for. No small rest is left over: it would be computed on
-    the engine's slow path, to other bits."""
+def _part(prefill: _Prefill, num_rows: int) -> _Part:
+    """The next rows. No small rest is left over: it would be computed on the engine's slow path, to other bits."""
     left = prefill.num_left
-    return _Part(prefill, prefill.take(left if left < SHARED_STEP_ROWS + STEP_ROWS else SHARED_STEP_ROWS))
+    return _Part(prefill, prefill.take(left if left < num_rows + FAST_ROWS else num_rows))
 
 
-def _parts(waiting: Sequence[_Prefill], num_rows: int) -> list[_Part]:
-    """The first one's next rows, `num_rows` of them at most; where they are few, the next ones' too."""
-    parts, left = [], num_rows
+def _small(waiting: Sequence[_Prefill]) -> list[_Part]:
+    """What is so short that it may go with the replies: of those that are first."""
+    parts: list[_Part] = []
+    room = MIXED_ROWS
     for prefill in waiting:
-        if left <= 0 or num_rows - left > MIXED_ROWS:
+        room -= prefill.num_left
+        if room < 0:
             break
-        parts.append(_Part(prefill, prefill.take(left)))
-        left -= sum(len(run.tokens) for run in parts[-1].runs)
+        parts.append(_part(prefill, MIXED_ROWS))
     return parts
 
 
@@ -193,9 +200,15 @@ class Batcher:
     Whoever calls the engine itself has the turn; whoever calls `decode` lets others pass while it waits.
     """
 
-    def __init__(self, engine: Engine, turnstile: Turnstile) -> None:
+    def __init__(self, engine: Engine, turnstile: Turnstile, step_rows: int = STEP_ROWS) -> None:
+        """`step_rows`: as STEP_ROWS says."""
         self._engine = engine
         self._turnstile = turnstile
+        self._step_rows = max(FAST_ROWS, step_rows)
+        self._num_between = 0
+        """Rows of prefills since the last step of the replies."""
+        self._num_prefilled = 0
+        """Rows of prefills so far: the clock that `due` goes by."""
         # Re-entrant: a reply that is collected as garbage ends itself in whatever thread and place that happens.
         self._changed = threading.Condition(threading.RLock())
         self._prefills: list[_Prefill] = []
@@ -203,26 +216,33 @@ class Batcher:
         self._is_closed = False
         self._worker: threading.Thread | None = None
         self.cores: Cores | None = None
-        self._at_exit = partial(_close, weakref.ref(self))
         """Shared with other engines: no two of them compute at once, and no step is longer than the others can wait."""
+        self._at_exit = partial(_close, weakref.ref(self))
 
     @property
     def num_streams(self) -> int:
         """Replies under way."""
         return len(self._streams)
 
-    def decode(self, runs: Sequence[Run], ticket: int = 0) -> list[F32Array | None]:
-        """`Engine.decode`, in steps shared with others; the lowest ticket goes first.
+    def due(self, num_rows: int) -> int:
+        """For `decode`: when a prefill of so many rows that comes now wants to be computed."""
+        return self._num_prefilled + PATIENCE * num_rows
 
-        Raises what that raises; nothing of the call stays then.
+    def decode(self, runs: Sequence[Run], due: int = 0) -> list[F32Array | None]:
+        """`Engine.decode`, in steps shared with others; what is due first goes first.
+
+        Whoever has the turn has it again as soon as its rows are there, before the next step. Raises what that raises;
+        nothing of the call stays then.
         """
-        prefill = _Prefill(runs, [None] * len(runs), ticket)
+        prefill = _Prefill(runs, [None] * len(runs), due)
         try:
             with self._changed:
                 self._check_open()
-                insort(self._prefills, prefill, key=lambda waiting: waiting.ticket)
+                insort(self._prefills, prefill, key=lambda waiting: waiting.due)
                 self._changed.notify_all()
-            with self._turnstile.released():
+            if self._turnstile.is_mine:
+                self._turnstile.wait_for(prefill.done.is_set)
+            else:
                 prefill.done.wait()
         except BaseException:  # an interrupt, or a second one: the rows must not come behind the caller's back
             surely(lambda: self._withdraw(prefill))
@@ -331,33 +351,44 @@ class Batcher:
             self._drop_streams([stream for stream in self._streams if stream.is_cancelled])
             streams, waiting = list(self._streams), list(self._prefills)
         streams = self._whole_streams(streams)
+        if not streams:
+            self._num_between = 0
+            if waiting:
+                # Alone, a prefill is computed as it was asked for: the same cuts give the same bits.
+                self._compute(_part(waiting[0], self._most_rows(waiting[0].num_left)))
+            return
+        small, left = _small(waiting), self._step_rows - self._num_between
+        if small or not waiting or left < FAST_ROWS:
+            self._advance(streams, small)
+            return
+        part = _part(waiting[0], self._most_rows(left))
+        self._num_between += part.num_rows
+        self._compute(part)
+
+    def _most_rows(self, num_rows: int) -> int:
+        return num_rows if self.cores is None else min(num_rows, SHARED_STEP_ROWS)
+
+    def _advance(self, streams: Sequence[TokenStream], parts: Sequence[_Part]) -> None:
+        """A step of the replies, and of short prefills with them."""
+        self._num_between = 0
         steps = _steps_of(streams)
-        alone = _whole if self.cores is None else _bounded
-        parts = _parts(waiting, STEP_ROWS) if steps else [alone(one) for one in waiting[:1]]
-        if not steps and not parts:
-            return
-        if steps and sum(len(run.tokens) for part in parts for run in part.runs) > MIXED_ROWS:
-            self._advance_streams(streams)
-            for part in parts:
-                self._compute(part)
-            return
         before = {run.sequence: self._last(run.sequence) for part in parts for run in part.runs}
         try:
             logits = self._engine.decode([*steps, *(run for part in parts for run in part.runs)])
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
-            # Together they may be too much for the engine; whose fault it was shows when they come alone.
-            if len(parts) + bool(steps) > 1:
-                for part in parts:
-                    # A state that cannot be cut may be lost, and must not be gone on with as if it were whole.
-                    if any(self._last(run.sequence) != before[run.sequence] for run in part.runs):
-                        self._fail(part.prefill, error)
-                    else:
-                        self._compute(part)
-                self._advance_streams(self._whole_streams(streams))
-            elif parts:
-                self._fail(parts[0].prefill, error)
-            else:
+            if not parts:
                 self._fail_streams(streams, error)
+                return
+            # Together they may be too much for the engine; whose fault it was shows when they come alone.
+            for part in parts:
+                # A state that cannot be cut may be lost, and must not be gone on with as if it were whole.
+                if any(self._last(run.sequence) != before[run.sequence] for run in part.runs):
+                    self._fail(part.prefill, error)
+                else:
+                    self._compute(part)
+            whole = self._whole_streams(streams)
+            if whole:
+                self._advance(whole, ())
             return
         self._sample(streams, logits[: len(steps)])
         rest = logits[len(steps) :]
@@ -374,6 +405,7 @@ class Batcher:
         self._note(part, logits)
 
     def _note(self, part: _Part, logits: Sequence[F32Array | None]) -> None:
+        self._num_prefilled += part.num_rows
         if part.prefill.advance(part.runs, logits):
             self._finish(part.prefill)
 
@@ -390,17 +422,6 @@ class Batcher:
             return self._engine.last_position(sequence)
         except EngineError:
             return None
-
-    def _advance_streams(self, streams: Sequence[TokenStream]) -> None:
-        if not streams:
-            return
-        steps = _steps_of(streams)
-        try:
-            logits = self._engine.decode(steps)
-        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
-            self._fail_streams(streams, error)
-            return
-        self._sample(streams, logits)
 
     def _sample(self, streams: Sequence[TokenStream], logits: Sequence[F32Array | None]) -> None:
         ended = []

@@ -24,6 +24,7 @@ __all__ = [
     "Sizing",
     "SizingLimits",
     "auto_size",
+    "beyond_trained",
     "budget_bytes",
     "explicit_size",
     "window_ceiling",
@@ -54,7 +55,8 @@ class Demand:
     """What a window costs.
 
     `weights_bytes`: those that are still to be loaded, 0 where the model is loaded already. `spec` says how the cells
-    are held; their number comes from `num_cells`, which gives the cells that a window needs (slack included).
+    are held; their number comes from `num_cells`, which gives the cells that a window needs (slack included). `beside`:
+    another context over the same weights.
     `shape.context_length` is the trained length, stretched by whoever sets RoPE scaling.
     """
 
@@ -62,9 +64,14 @@ class Demand:
     weights_bytes: int
     spec: CacheSpec = field(default_factory=CacheSpec)
     num_cells: Callable[[int], int] = _as_many
+    beside: CacheSpec | None = None
 
     def footprint(self, window: int) -> Footprint:
-        return footprint_of_shape(self.shape, self.weights_bytes, replace(self.spec, num_cells=self.num_cells(window)))
+        spec = replace(self.spec, num_cells=self.num_cells(window))
+        found = footprint_of_shape(self.shape, self.weights_bytes, spec)
+        if self.beside is None:
+            return found
+        return replace(found, beside_bytes=footprint_of_shape(self.shape, 0, self.beside).context_bytes)
 
     def total_bytes(self, window: int) -> int:
         return self.footprint(window).total_bytes
@@ -161,18 +168,23 @@ def explicit_size(window: int, demand: Demand, room: Room, limits: SizingLimits)
             f"{_mib(room.available_bytes)} of {_mib(room.total_bytes)} are available; {way_out}, and --kv-type q8_0 "
             "takes about half the KV"
         )
-    warnings: list[str] = []
-    if 0 < trained < window:
-        warnings.append(
-            f"the model was trained for {trained:,} tokens, {window:,} were asked for: beyond that it answers badly "
-            "unless RoPE scaling is set"
-        )
+    warnings = list(filter(None, (beyond_trained(window, trained),)))
     if needed > budget:
         warnings.append(
             f"it takes {_mib(needed)} where {_mib(budget)} would leave the reserve and the guard's soft limit alone: "
             "the guard may shrink it"
         )
     return replace(_sizing(demand, room, limits, window, Bound.EXPLICIT), warning="; ".join(warnings))
+
+
+def beyond_trained(window: int, trained: int) -> str:
+    """What is to be said of a window beyond the trained length (0: not known); "" of any other."""
+    if not 0 < trained < window:
+        return ""
+    return (
+        f"the model was trained for {trained:,} tokens, {window:,} were asked for: beyond that it answers badly "
+        "unless RoPE scaling is set"
+    )
 
 
 def _check(limits: SizingLimits) -> None:

@@ -64,10 +64,17 @@ class Footprint:
     num_cells: int
     kv_token_bytes: int
     is_complete: bool
+    beside_bytes: int = 0
+    """Other contexts over the same weights."""
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
+        return self.weights_bytes + self.context_bytes + self.beside_bytes
+
+    @property
+    def context_bytes(self) -> int:
+        """All but the weights."""
+        return self.kv_bytes + self.compute_bytes + self.output_bytes
 
 
 def footprint(header: ModelHeader, spec: CacheSpec) -> Footprint:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from kvloom.config import ServerSettings
 from kvloom.errors import KvloomError
@@ -38,21 +40,17 @@ from kvloom.server.routes import (
     responses,
     tokens,
 )
-from kvloom.server.schema.chat import ChatRequest
-from kvloom.server.schema.completions import CompletionRequest
-from kvloom.server.schema.lists import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from kvloom.server.schema.responses import ResponseRequest
 from kvloom.server.service import Service
 from kvloom.server.sessions_open import OpenSessions
 from kvloom.server.wire import error_response
 
 log = logging.getLogger(__name__)
 
+_PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input", "/v1/embeddings": "input"}
+"""What a prompt is called that does not fit; elsewhere it is `messages`."""
+
 _ROUTES = (completions, chat, responses, embeddings, models, tokens, metrics)
 _KVLOOM_ROUTES = (kvloom_chunks, kvloom_sessions, kvloom_turns, kvloom_states, kvloom_profiles)
-
-_REQUESTS = (ChatRequest, CompletionRequest, ResponseRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
-_KNOWN_PARAMETERS = sorted({name for model in _REQUESTS for name in model.model_fields})
 
 DESCRIPTION = """OpenAI's API over local models. Parameters that are not supported are refused by name.
 
@@ -115,13 +113,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _known_error(request: Request, error: Exception) -> Response:
     answer = to_api_error(error)
+    if answer.code == "context_length_exceeded":
+        answer.param = _PROMPTS.get(request.url.path, answer.param)
     log_failure(answer, error, notes_of(request))
     return error_response(answer)
 
 
 async def _wrong_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    answer = validation_error(error.errors(), error.body, _KNOWN_PARAMETERS)
+    field = getattr(request.scope.get("route"), "body_field", None)
+    model = field.field_info.annotation if field is not None else None
+    answer = validation_error(error.errors(), error.body, model)
     log_failure(answer, answer, notes_of(request))
     return error_response(answer)
 
@@ -129,19 +131,32 @@ async def _wrong_request(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the router itself refuses: a path or a method that there is not."""
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"allow": ", ".join(_methods_at(request))}
     codes = {404: "unknown_path", 405: "method_not_allowed"}
     messages = {
         404: "there is no such path; GET /openapi.json lists what there is",
-        405: f"{request.method} is not offered here",
+        405: f"{request.method} is not offered here; this path takes {headers.get('allow', 'nothing')}",
     }
     answer = ApiError(
         error.status_code,
         messages.get(error.status_code, str(error.detail)),
         code=codes.get(error.status_code, "invalid_request"),
-        headers=dict(error.headers or {}),
+        headers=headers,
     )
     log_failure(answer, answer, notes_of(request))
     return error_response(answer)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """The router tells those of the first route only, and a path has a route for each of its methods."""
+    found = []
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found.append(method)
+    return found
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------

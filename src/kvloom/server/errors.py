@@ -37,6 +37,7 @@ from kvloom.errors import (
     UnknownSnapshotError,
     UsageError,
 )
+from kvloom.server.known_names import names_at
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -49,6 +50,9 @@ RETRY_SOON_S = 1
 
 SHOWN_NAME_CHARS = 64
 """Most characters of a client's own words that an error repeats."""
+
+MAX_TOLD_NAMES = 12
+"""Where a place takes more names than these, an error does not list them."""
 
 
 class ApiError(KvloomError):
@@ -194,23 +198,25 @@ def context_overflow(why: str, num_prompt_tokens: int, window: int) -> ApiError:
 _UNSUPPORTED_PARTS = ("image_url", "input_image", "input_audio", "file", "input_file", "refusal", "audio")
 
 
-def validation_error(items: Sequence[Any], body: Any, known: Sequence[str] = ()) -> ApiError:
+def validation_error(items: Sequence[Any], body: Any, model: object = None) -> ApiError:
     """pydantic's errors as one answer: one that is a name's fault first, else the one that lies deepest.
 
-    `known`: valid names of parameters, for the nearest one.
+    `model`: what the body was read as, for the names that it knows.
     """
     if not items:
         return invalid_value("", "the request is not valid")
     item = max(items, key=_weight)
     kind = item["type"]
     place, *path = item["loc"] or ("body",)
-    if place not in ("body", "query", "path", "header"):
-        path = [place, *path]
-    param = parameter_name(path, body)
+    if place in ("query", "path", "header"):
+        param = printable(str(path[-1])) if path else ""
+    else:
+        path = path if place == "body" else [place, *path]
+        param = item.get("ctx", {}).get("param") or parameter_name(path, body, may_lack=kind == "missing")
     if kind == "unsupported_parameter":
         return unsupported(parameter_name([*path, item["ctx"]["name"]], body), item["ctx"]["hint"])
     if kind == "extra_forbidden":
-        return _unknown(param, str(path[-1]), known)
+        return _unknown(param, str(path[-1]), names_at(model, path))
     if kind == "missing":
         message = f"Missing required parameter: `{param}`." if param else "The request needs a JSON body."
         return ApiError(HTTPStatus.BAD_REQUEST, message, code="missing_required_parameter", param=param or None)
@@ -219,21 +225,25 @@ def validation_error(items: Sequence[Any], body: Any, known: Sequence[str] = ())
         return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json")
     if kind == "union_tag_invalid":
         return _wrong_tag(param, item["ctx"])
-    message = f"`{param}`: {item['msg']}." if param else f"{item['msg']}."
+    if kind == "union_tag_not_found":
+        return _no_tag(param, item)
+    says_which = not param or "param" in item.get("ctx", {})
+    message = f"{item['msg']}." if says_which else f"`{param}`: {item['msg']}."
     return ApiError(HTTPStatus.BAD_REQUEST, message, code=_code(kind), param=param or None)
 
 
-def parameter_name(path: Sequence[Any], body: Any) -> str:
+def parameter_name(path: Sequence[Any], body: Any, *, may_lack: bool = True) -> str:
     """`messages[3].content[0].text`: the part of a location that stands in the body.
 
     pydantic's own words for the branch of a union that it tried (`str`, `user`, …) are no part of it.
+    `may_lack`: the last name is one that the body should have.
     """
     name, here = "", body
     for place, part in enumerate(path):
         if isinstance(part, int):
             name += f"[{part}]"
             here = here[part] if isinstance(here, list) and part < len(here) else None
-        elif isinstance(here, dict) and (part in here or place == len(path) - 1):
+        elif isinstance(here, dict) and (part in here or (may_lack and place == len(path) - 1)):
             name += f".{part}" if name else str(part)
             here = here.get(part)
     return printable(name)
@@ -245,15 +255,21 @@ def printable(text: str) -> str:
     return shown.encode("utf-8", "replace").decode("utf-8")
 
 
-def _weight(item: Any) -> tuple[bool, bool, int]:
+def _weight(item: Any) -> tuple[bool, bool, bool, int]:
     named = item["type"] in ("unsupported_parameter", "extra_forbidden", "union_tag_invalid")
-    return named, item["type"] not in ("string_type", "list_type"), len(item["loc"])
+    # Of a union, the branches of another type say only that they are not meant.
+    is_meant = not item["type"].endswith("_type")
+    return named, is_meant, item["type"] not in ("string_type", "list_type"), len(item["loc"])
 
 
 def _unknown(param: str, name: str, known: Sequence[str]) -> ApiError:
     shown = printable(name)
     close = difflib.get_close_matches(shown, known, 1, 0.7)
-    hint = f"; did you mean `{close[0]}`?" if close else "."
+    hint = "."
+    if close:
+        hint = f"; did you mean `{close[0]}`?"
+    elif 0 < len(known) <= MAX_TOLD_NAMES:
+        hint = f"; known here: {', '.join(known)}."
     return ApiError(
         HTTPStatus.BAD_REQUEST,
         f"Unknown parameter: `{param or shown}`{hint}",
@@ -268,6 +284,17 @@ def _wrong_tag(param: str, context: Mapping[str, Any]) -> ApiError:
         return unsupported(f"{param}.type", f"a part of type {tag!r} cannot be read; supported: {expected}")
     message = f"`{param}`: there is no {tag!r} here; supported: {expected}."
     return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_value", param=param or None)
+
+
+def _no_tag(param: str, item: Any) -> ApiError:
+    """Nothing says which of several objects is meant: it has no `role`, or no `type`."""
+    tag = item["ctx"]["discriminator"].strip("'")
+    if not isinstance(item["input"], dict):
+        message = f"`{param}`: Input should be an object with a `{tag}`."
+        return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_type", param=param or None)
+    name = f"{param}.{tag}" if param else tag
+    message = f"Missing required parameter: `{name}`."
+    return ApiError(HTTPStatus.BAD_REQUEST, message, code="missing_required_parameter", param=name)
 
 
 def _code(kind: str) -> str:

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from kvloom.config import Settings, nearest, paths
-from kvloom.errors import EngineMemoryError, KvloomError, ModelNotFoundError
+from kvloom.errors import ConfigError, EngineMemoryError, KvloomError, ModelNotFoundError
 from kvloom.model.pull import ensure_model
 from kvloom.model.registry import find_model
 from kvloom.server.auth import LOCAL_TENANT
@@ -25,6 +25,7 @@ from kvloom.server.lifecycle import LOADING_RETRY_S
 from kvloom.server.loads import LoadLog
 from kvloom.server.local import LoomLease
 from kvloom.server.registry_file import Registry, ServedModel, read_registry, single
+from kvloom.session.checkup import is_address
 from kvloom.session.loom import Loom
 from kvloom.session.model_plan import ModelLimits, Others, Planner, share_cores
 from kvloom.session.rooms import open_loom
@@ -386,4 +387,18 @@ class Fleet:
 def make_fleet(settings: Settings, home: Path | str | None = None, progress: ProgressCallback | None = None) -> Fleet:
     """The fleet that the settings name: their registry file's, else of their one model. Raises ConfigError."""
     file = settings.server.models
-    return Fleet(single(settings.model) if file is None else read_registry(file), settings, home, progress=progress)
+    registry = single(settings.model) if file is None else read_registry(file)
+    for model in registry.models:
+        _check_is_here(model)
+    return Fleet(registry, settings, home, progress=progress)
+
+
+def _check_is_here(model: ServedModel) -> None:
+    """Raises ConfigError for a model that is served elsewhere already."""
+    if is_address(model.name):
+        where = f"{model.where}: " if model.where else ""
+        raise ConfigError(
+            f"{where}{model.name} runs behind an endpoint, and a server computes what it serves: give your clients "
+            "that endpoint's address, or name a GGUF file, a registry id or a hub model here; kvloom chat and kvloom "
+            f"ask take --model {model.name}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from kvloom.errors import EngineUnsupportedError, UsageError
@@ -37,7 +38,7 @@ def chat_form(body: ChatRequest, lease: ModelLease) -> Form:
     if body.tools and body.tool_choice != "none":
         if isinstance(wanted, (JsonFormat, SchemaFormat)):
             raise unsupported("response_format", "with tools a reply is a call or text; ask for one of both")
-        plan = _asked("tools", lambda: lease.tool_plan(_tool_use(body)))
+        plan = _asked("tools", lambda: _tool_plan(body, lease))
         return Form(plan.grammar, plan)
     if isinstance(wanted, JsonFormat):
         return _json_form(ANY_OBJECT, lease, "response_format")
@@ -62,7 +63,20 @@ def _json_form(schema: Mapping[str, Any], lease: ModelLease, param: str) -> Form
 def _tool_use(body: ChatRequest) -> ToolUse:
     only = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else ""
     must_call = bool(only) or body.tool_choice == "required"
-    return ToolUse(tool_schemas(body), must_call, only, body.parallel_tool_calls is not False)
+    # One function that is named is called once, as at OpenAI, unless more is asked for in words.
+    parallel = body.parallel_tool_calls if body.parallel_tool_calls is not None else not only
+    return ToolUse(tool_schemas(body), must_call, only, parallel)
+
+
+def _tool_plan(body: ChatRequest, lease: ModelLease) -> ToolPlan:
+    try:
+        return lease.tool_plan(_tool_use(body))
+    except UsageError:
+        # Alone, a schema that cannot be held to says why without the grammar that we make around it.
+        for index, tool in enumerate(body.tools or ()):
+            schema = tool.function.parameters or ANY_OBJECT
+            _asked(f"tools[{index}].function.parameters", partial(lease.grammar_for, schema))
+        raise
 
 
 def _asked(param: str, work: Callable[[], T]) -> T:

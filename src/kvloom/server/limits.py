@@ -52,8 +52,15 @@ class LimitMiddleware:
     def _check_headers(self, scope: Scope) -> None:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope.get("raw_path") or b"")
         if size > self._max_header_bytes:
-            message = f"the headers take {size:,} bytes; at most {self._max_header_bytes:,} are read"
+            message = (
+                f"the headers take {size:,} bytes; at most {self._max_header_bytes:,} are read (setting"
+                " server.max_header_bytes)"
+            )
             raise ApiError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, code="headers_too_large")
+        packed = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"identity")
+        if packed.strip().lower() not in (b"identity", b""):
+            message = "a body with a content-encoding is not read: send it as it is"
+            raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
         said = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if said.isdigit() and int(said[:20]) > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
@@ -143,16 +150,18 @@ def _too_much(message: str) -> ApiError:
     return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json")
 
 
-def check_count(param: str, parts: Sized | None, most: int) -> None:
-    """Raises ApiError where a list or mapping has more parts than are taken."""
+def check_count(param: str, parts: Sized | None, most: int, setting: str) -> None:
+    """Raises ApiError where a list or mapping has more parts than are taken. `setting` says how many that are."""
     if parts is not None and len(parts) > most:
-        raise invalid_value(param, f"`{param}` has {len(parts):,} parts; at most {most:,} are taken")
+        message = f"`{param}` has {len(parts):,} parts; at most {most:,} are taken (setting server.{setting})"
+        raise invalid_value(param, message)
 
 
 def check_stops(stops: tuple[str, ...], limits: ServerSettings) -> None:
-    check_count("stop", stops, limits.max_stops)
+    check_count("stop", stops, limits.max_stops, "max_stops")
     for stop in stops:
         if not stop:
             raise invalid_value("stop", "`stop` holds an empty text, which would end every reply at once")
         if len(stop) > limits.max_stop_chars:
-            raise invalid_value("stop", f"a stop text has {len(stop):,} characters; at most {limits.max_stop_chars:,}")
+            message = f"a stop text has {len(stop):,} characters; at most {limits.max_stop_chars:,} are taken"
+            raise invalid_value("stop", f"{message} (setting server.max_stop_chars)")

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvloom.errors import CancelledError, MemoryPressureError
 from kvloom.server.errors import CLIENT_CLOSED, ApiError, internal
 from kvloom.server.wire import send_error
 
@@ -27,11 +28,17 @@ LOGGER = "kvloom.server"
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """Another id of a client's is replaced: it would stand in our log."""
 
+MAX_PATH_CHARS = 256
+"""A line shows no more of a path: ours are shorter, and a client may send any."""
+
 LAST_NOTES_S = 5.0
 """A reply ends within one step of the engine after its reader has left; the line does not wait longer for it."""
 
 QUIET_PATHS = frozenset(("/health",))
 """Asked every few seconds by whoever watches the server."""
+
+_MEANT = (ApiError, CancelledError, MemoryPressureError)
+"""What the server does on purpose: refuses, ends a reply in a drain, takes no work while memory is short."""
 
 _NOTES = "notes"
 _log = logging.getLogger(f"{LOGGER}.requests")
@@ -60,7 +67,7 @@ def notes_of(request: Request) -> RequestNotes:
 def log_failure(answer: ApiError, error: BaseException, notes: RequestNotes) -> None:
     """Remember what a client was answered with; a failure of ours goes to the log with its traceback."""
     notes.tell(error=answer.code)
-    if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, ApiError):
+    if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, _MEANT):
         _log.error("request %s failed", notes.request_id, exc_info=error)
 
 
@@ -102,11 +109,11 @@ class RequestLogMiddleware:
 
 
 def _write_line(scope: Scope, notes: RequestNotes, status: int, duration_s: float) -> None:
-    caller = scope["state"].get("caller")
+    caller, path = scope["state"].get("caller"), scope["path"]
     fields = {
         "request_id": notes.request_id,
         "method": scope["method"],
-        "path": scope["path"],
+        "path": path if len(path) <= MAX_PATH_CHARS else path[:MAX_PATH_CHARS] + "…",
         "status": status,
         "duration_s": round(duration_s, 4),
         "tenant": caller.tenant if caller else None,
@@ -150,11 +157,16 @@ class TextLines(logging.Formatter):
         return f"{super().format(record)} {told}" if told else super().format(record)
 
 
+LEVELS = {LOGGER: logging.INFO, "kvloom": logging.WARNING, "uvicorn": logging.WARNING, "asyncio": logging.WARNING}
+"""Who else writes while a server runs, and from which level on: one form for all, or no program could read the log."""
+
+
 def set_up_logging(log_format: str) -> None:
     """Sends the server's log to stderr. Idempotent."""
-    logger = logging.getLogger(LOGGER)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+    for name, level in LEVELS.items():
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level)

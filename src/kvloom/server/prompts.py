@@ -26,8 +26,8 @@ OLDEST_FIRST = "fifo"
 
 
 def chat_prompt(body: ChatRequest, limits: ServerSettings) -> ChatPrompt:
-    check_count("messages", body.messages, limits.max_messages)
-    check_count("tools", body.tools, limits.max_tools)
+    check_count("messages", body.messages, limits.max_messages, "max_messages")
+    check_count("tools", body.tools, limits.max_tools, "max_tools")
     tools = () if body.tool_choice == "none" else tool_schemas(body)
     return ChatPrompt(tuple(_chat_message(message) for message in body.messages), tools)
 
@@ -53,10 +53,10 @@ def raw_prompts(body: CompletionRequest, limits: ServerSettings) -> list[RawProm
     texts = [item for item in given if isinstance(item, str)]
     runs = [item for item in given if isinstance(item, list)]
     if texts:
-        check_count("prompt", texts, limits.max_messages)
+        check_count("prompt", texts, limits.max_messages, "max_messages")
         return [RawPrompt(text=text) for text in texts]
     if runs:
-        check_count("prompt", runs, limits.max_messages)
+        check_count("prompt", runs, limits.max_messages, "max_messages")
         if not all(runs):
             raise invalid_value("prompt", "`prompt` holds an empty list of token ids")
         return [RawPrompt(tokens=tuple(run)) for run in runs]
@@ -70,7 +70,7 @@ def response_prompt(body: ResponseRequest, limits: ServerSettings) -> ChatPrompt
     if isinstance(body.input, str):
         messages.append(ChatMessage("user", (TextPart(body.input),)))
     else:
-        check_count("input", body.input, limits.max_messages)
+        check_count("input", body.input, limits.max_messages, "max_messages")
         messages += [_input_message(message) for message in body.input]
     return ChatPrompt(tuple(messages))
 
@@ -133,7 +133,7 @@ def sampling(body: SamplingOptions, limits: ServerSettings, grammar: str = "") -
 
 
 def _bias(given: Mapping[str, float] | None, limits: ServerSettings) -> tuple[tuple[int, float], ...]:
-    check_count("logit_bias", given, limits.max_logit_bias)
+    check_count("logit_bias", given, limits.max_logit_bias, "max_logit_bias")
     found = []
     for key, value in (given or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) <= MAX_TOKEN_DIGITS and int(key) < 2**31):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 import threading
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from kvloom.config import ServerSettings
 from kvloom.errors import ConfigError
 from kvloom.server.auth import is_loopback
+from kvloom.server.connection import connections
 from kvloom.server.lifecycle import Phase
 from kvloom.server.service import Service
 
@@ -53,11 +55,16 @@ def listen(host: str, port: int) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as exc:
         bound.close()
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {exc.strerror}; stop what listens there, or choose another port"
-            " with --port"
-        ) from exc
+        raise ConfigError(f"cannot listen on {host} port {port}: {exc.strerror}; {_way_out(exc)}") from exc
     return bound
+
+
+def _way_out(error: OSError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "give an address of this machine with --host, or 0.0.0.0 for all of them"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "choose a port above 1023 with --port"
+    return "stop what listens there, or choose another port with --port"
 
 
 def serve(app: FastAPI, settings: ServerSettings, bound: socket.socket, announce: Callable[[], None]) -> None:
@@ -73,6 +80,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="on",
+        http=connections(settings.stalled_client_s),
         ws="none",
         access_log=False,
         log_config=None,

@@ -140,7 +140,10 @@ class Call:
         plans = [Planned(one, seed) for one in prepared for seed in seeds]
         most = self.service.settings.max_choices
         if len(plans) > most:
-            raise invalid_value("n", f"{len(plans)} replies are asked for; at most {most} are made at once")
+            message = (
+                f"{len(plans)} replies are asked for; at most {most} are made at once (setting server.max_choices)"
+            )
+            raise invalid_value("n", message)
         num_prompt_tokens = sum(one.num_prompt_tokens for one in prepared)
         num_reply_tokens = sum(planned.prepared.max_tokens for planned in plans)
         reservation = await self.reserve(num_prompt_tokens + num_reply_tokens)

@@ -135,7 +135,7 @@ class Asking:
             done = yield from self._run(operation, fitted, options, progress)
         sampled = done.sampled
         notices = (*filter(None, (fitted.notice(),)), *done.notices, *self._notices(), *self.after_turn())
-        notices += self._loom.guard.take_notices()
+        notices += self._loom.guard.take_notices(self._loom)
         left, back = (tuple(dict.fromkeys(s.ref for s in slots)) for slots in (fitted.left, fitted.back))
         return Reply(sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, notices, left, back)
 

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 
 from kvloom.context.device import Holding
 from kvloom.context.manifest import Slot, SlotKind, Tokens
+from kvloom.context.plan import Resident
 from kvloom.engine.batcher import Chosen
 from kvloom.engine.candidates import token_scores
 from kvloom.engine.turnstile import surely
-from kvloom.errors import CancelledError, EngineMemoryError, UsageError
+from kvloom.errors import CancelledError, UnknownChunkError, UsageError
+from kvloom.session.cells import begun
 from kvloom.session.composer import Composed
+from kvloom.session.gc import forget_traces
 from kvloom.session.reply import Loop, ReplyOptions, Sampled
 from kvloom.session.request_prompts import Prepared, RequestPreparer, blocks_of
 from kvloom.session.requests import Completion, Dropped, Request, TextDelta, TokenLogprob
@@ -36,6 +39,9 @@ OWNER = "request-"
 IDLE_TOKENS = 2048
 """Tokens of ended requests that stay on the device. A prompt looks over all cells that are in use, whoever holds them
 (1,300 more cells make it a third slower), and what is in RAM is placed in no time."""
+
+PRUNE_EVERY = 20_000
+"""Traces that requests leave before those are forgotten whose entries are gone: some 3 MB in the home's database."""
 
 
 class CompletionStream(Iterator[TextDelta]):
@@ -84,6 +90,7 @@ class Completions:
     def __init__(self, loom: Loom) -> None:
         self._loom = loom
         self.preparer = RequestPreparer(loom)
+        self._num_traced = 0
 
     def complete(self, request: Request | Prepared) -> CompletionStream:
         """The reply to a request; nothing is computed before the first `next()`.
@@ -121,36 +128,30 @@ class Completions:
     def _end(self, owner: str, start: int | None) -> None:
         with self._loom.device.lock:
             self._loom.device.end(owner, start)
-            self._loom.device.drop_idle(OWNER, IDLE_TOKENS)
+            if self._loom.engine.capabilities.can_move_kv:  # else it is nowhere but here
+                self._loom.device.drop_idle(OWNER, IDLE_TOKENS)
 
     def _composed(self, prepared: Prepared, owner: str, cancel: threading.Event) -> tuple[Holding, Composed]:
         """The prompt but for its last block, woven. Waits for others to end where they hold the cells it needs."""
-        device, loom = self._loom.device, self._loom
+        loom = self._loom
         num_to_come = len(prepared.question) + prepared.max_tokens
-        with device.lock, device.line.place() as place:
-            while True:
-                device.line.wait(place, cancel.is_set)
-                if cancel.is_set():
-                    raise CancelledError("the request was cancelled while it waited")
-                loom.library.record(prepared.manifest)  # in the same turn as the weave: a purge comes before or behind
-                try:
-                    if loom.pool.is_released:  # memory was short, and the guard lets new work in again
-                        loom.pool.ensure(loom.pool.window)
-                    holding = device.holding(owner)
-                    composed = loom.composer.compose(
-                        holding, prepared.manifest, is_cancelled=cancel.is_set, num_to_come=num_to_come
-                    )
-                except EngineMemoryError:
-                    device.release_owner(owner)
-                    if not device.num_busy():
-                        raise
-                    device.line.found_too_few(place)
-                    device.wait_for_another(cancel.is_set)
-                    continue
-                holding.is_busy = True
-                device.line.was_let_in(place)
-                loom.rates.note(composed.weave)
-                return holding, composed
+
+        def compose(holding: Holding) -> Composed:
+            composed = loom.composer.compose(
+                holding, prepared.manifest, is_cancelled=cancel.is_set, num_to_come=num_to_come
+            )
+            loom.rates.note(composed.weave)
+            return composed
+
+        def adopt() -> None:
+            """What cannot be copied piece by piece or taken apart goes over as a whole, if it is continued."""
+            if not loom.engine.capabilities.can_move_kv:
+                wanted = loom.composer.wanted(prepared.manifest)
+                begins = [Resident(want.entry, want.position, len(want.tokens)) for want in wanted]
+                loom.device.adopt(owner, begins, OWNER)
+
+        with loom.device.lock:
+            return begun(loom, owner, compose, cancel.is_set, before=adopt)
 
     def _reply(
         self, prepared: Prepared, holding: Holding, composed: Composed, cancel: threading.Event, first: list[float]
@@ -188,8 +189,7 @@ class Completions:
                 stream.close()
         finally:
             sampler.close()
-        with device.lock:
-            self._keep(prepared, holding, composed, sampled)
+        self._keep(prepared, holding, composed, sampled)
         self.preparer.replies.add(sampled.answer, sampled.tokens)
         completion = Completion(
             sampled.answer, sampled.reasoning, sampled.finish_reason, usage_of(composed, 0, 0, 0, (0.0, 0.0)),
@@ -200,20 +200,31 @@ class Completions:
 
     def _keep(self, prepared: Prepared, holding: Holding, composed: Composed, sampled: Sampled) -> None:
         """Enter what was computed in the books and the tiers, cut as the next request will cut it."""
-        if holding.is_doomed:
-            return
-        composer, start = self._loom.composer, composed.manifest.span
-        begin = start + len(prepared.question)
-        last = composer.engine.last_position(holding.sequence)
-        num_held = min(sampled.num_kept, 0 if last is None else last + 1 - begin)
-        if not composer.weaver.end_at(holding, begin + num_held, sampled.tokens[num_held:]):
-            return
-        manifest, fresh = composed.manifest, []
-        for number, tokens in enumerate((prepared.question, *blocks_of(sampled.tokens))):
-            if tokens:
-                manifest = manifest.with_turn(Tokens(tokens), f"end {number}", variant=composer.variant(holding))
-                fresh.append(composer.wanted_slot(manifest.slots[-1]))
-        composer.weaver.store_rows(holding, fresh)
+        composer, manifest = self._loom.composer, composed.manifest
+        variant = composer.variant(holding)  # at work, it is nobody else's to change
+        blocks = [tokens for tokens in (prepared.question, *blocks_of(sampled.tokens)) if tokens]
+        for number, tokens in enumerate(blocks):
+            manifest = manifest.with_turn(Tokens(tokens), f"end {number}", variant=variant)
+        try:
+            self._loom.library.record(manifest)  # without the turn: it may wait for the disk
+        except UnknownChunkError:
+            holding.is_doomed = True  # purged, by another process it may be
+        with self._loom.device.lock:
+            if holding.is_doomed:
+                return
+            begin = composed.manifest.span + len(prepared.question)
+            last = composer.engine.last_position(holding.sequence)
+            num_held = min(sampled.num_kept, 0 if last is None else last + 1 - begin)
+            if composer.weaver.end_at(holding, begin + num_held, sampled.tokens[num_held:]):
+                fresh = [composer.wanted_slot(slot) for slot in manifest.slots[len(composed.manifest.slots) :]]
+                composer.weaver.store_rows(holding, fresh)
+        self._look_after_traces(len(blocks) * len(manifest.active_chunk_ids))
+
+    def _look_after_traces(self, num_traced: int) -> None:
+        self._num_traced += num_traced  # two at once may count as one: it is no more than a reminder
+        if self._num_traced >= PRUNE_EVERY:
+            self._num_traced = 0
+            forget_traces(self._loom)
 
 
 class _Found:

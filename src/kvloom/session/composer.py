@@ -68,6 +68,8 @@ class Composer:
         self.device = device
         self.store = store
         self.weaver = Weaver(device, store, lay, self.entry_key, alone_prefix)
+        self.before_weave: Callable[[Manifest], None] = lambda _: None
+        """Told what is about to be woven, before anything of it is stored; what it raises ends the weave."""
         self._model = _computed_by(engine.fingerprint, alone_prefix, tenant)
         self._layout = engine.layout.canonical()
         self._rope = engine.rope.canonical()
@@ -107,6 +109,7 @@ class Composer:
         num_gone = 0
         for _ in range(MAX_REPLANS):
             manifest, is_whole = self._with_lost_turns_renewed(holding, manifest)
+            self.before_weave(manifest)
             wanted = self.wanted(manifest)
             if manifest.fidelity is Fidelity.BLEND and is_whole:
                 # Turns that are computed anew must stand behind what their lineage names: rows as they were placed.

@@ -12,6 +12,7 @@ from kvloom.session.log import SessionLog
 from kvloom.session.purge import MAX_CACHED_RUNS
 from kvloom.session.tenant_homes import tenant_homes
 from kvloom.session.values import GcReport
+from kvloom.types import EntryId
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
@@ -37,7 +38,23 @@ def collect(loom: Loom) -> GcReport:
         if key is not None and (Tokens(key.tokens).digest, key.lineage) in named:
             keep.add(entry)
     removed = loom.store.gc(keep)
+    for one in (loom, *loom.open_tenants()):
+        forget_traces(one)
     return GcReport(removed.num_entries, removed.nbytes)
+
+
+def forget_traces(loom: Loom) -> int:
+    """Forget what was computed behind chunks and is held nowhere any more; how many. Nothing else bounds their number.
+
+    Of the looms of this process only: what another holds in its memory alone, a purge here does not reach anyway.
+    """
+    looms, held = loom.neighbourhood.looms(), set[EntryId]()
+    for one in looms:
+        one.library.forget_recorded()  # whatever is woven from now on is recorded again, as young
+        with one.device.lock:
+            held.update(resident.entry for _, resident in one.device.residents())
+            held.update(one.composer.weaver.woven_now())
+    return loom.library.traces.prune(lambda entry: entry in held or any(one.store.contains(entry) for one in looms))
 
 
 def _named(log: SessionLog) -> set[tuple[str, str]]:

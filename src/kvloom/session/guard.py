@@ -9,6 +9,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvloom.errors import CompressionError, KvloomError, MemoryPressureError
@@ -29,8 +30,31 @@ MAX_NOTICES = 20
 MIB = 1024**2
 
 
+class _Board:
+    """What one loom is told: `notices`, the newest last, and those of them that no reply has told yet."""
+
+    def __init__(self) -> None:
+        self.notices: deque[GuardNotice] = deque(maxlen=MAX_NOTICES)
+        self.untold: deque[GuardNotice] = deque(maxlen=MAX_NOTICES)
+
+
+@dataclass
+class _Done:
+    """What was done at a crossing: to the machine, which everybody is told, and to each loom's own conversations."""
+
+    machine: list[str] = field(default_factory=list)
+    own: dict[Loom, list[str]] = field(default_factory=dict)
+
+    def said_to(self, loom: Loom) -> str:
+        return "; ".join(filter(None, (*self.machine, *self.own.get(loom, ()))))
+
+
 class MemoryGuard:
-    """Watches the memories that the model and the tiers live in. `notices`: what was done, the newest last."""
+    """Watches the memories that the model and the tiers live in, for a loom and the tenants over it.
+
+    One notice a crossing for each of them: what concerns the machine is in all, what was done to a conversation only
+    in that of the loom it belongs to.
+    """
 
     def __init__(self, loom: Loom) -> None:
         settings = loom.settings.guard
@@ -38,10 +62,9 @@ class MemoryGuard:
         self._thresholds = Thresholds(settings.soft, settings.hard, settings.critical, settings.hysteresis)
         self._guards: dict[str, Guard] = {}
         self._lock = threading.RLock()
-        self._untold: deque[GuardNotice] = deque(maxlen=MAX_NOTICES)
-        self.notices: deque[GuardNotice] = deque(maxlen=MAX_NOTICES)
+        self._boards: dict[Loom, _Board] = {loom: _Board()}
         self.acted: Signal[GuardNotice] = Signal()
-        """Told of every notice."""
+        """Told of every notice to the loom itself."""
         self._work: threading.Thread | None = None
         self._owed: tuple[str, Crossing] | None = None
         """A release that a reply under way held up."""
@@ -85,11 +108,37 @@ class MemoryGuard:
             "smaller model or context; it goes on by itself once memory is free"
         )
 
-    def take_notices(self) -> tuple[str, ...]:
-        """What was done and not told yet, for the next reply."""
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def join(self, tenant: Loom) -> None:
+        """From now on this tenant is told, too."""
         with self._lock:
-            told = tuple(notice.text for notice in self._untold)
-            self._untold.clear()
+            self._boards[tenant] = _Board()
+
+    def leave(self, tenant: Loom) -> None:
+        """The tenant was closed. Idempotent."""
+        with self._lock:
+            self._boards.pop(tenant, None)
+
+    @property
+    def notices(self) -> tuple[GuardNotice, ...]:
+        """What the loom itself was told, the newest last."""
+        return self.notices_of(self._loom)
+
+    def notices_of(self, loom: Loom) -> tuple[GuardNotice, ...]:
+        """What this loom was told, the newest last."""
+        with self._lock:
+            board = self._boards.get(loom)
+            return () if board is None else tuple(board.notices)
+
+    def take_notices(self, loom: Loom) -> tuple[str, ...]:
+        """What this loom was not told yet, for its next reply."""
+        with self._lock:
+            board = self._boards.get(loom)
+            if board is None:
+                return ()
+            told = tuple(notice.text for notice in board.untold)
+            board.untold.clear()
         return told
 
     # -- acting -------------------------------------------------------------------------------------------------
@@ -122,7 +171,7 @@ class MemoryGuard:
     def _crossed(self, device: str, crossing: Crossing) -> None:
         if not crossing.is_rise:
             if crossing.before is Level.CRITICAL:
-                self._say(device, crossing, "new work is accepted again")
+                self._say(device, crossing, _Done(["new work is accepted again"]))
             return
         self._begin(lambda: self._act(device, crossing))
 
@@ -139,15 +188,22 @@ class MemoryGuard:
             self._work.start()
 
     def _act(self, device: str, crossing: Crossing) -> None:
+        done = _Done()
         try:
-            done = [self._evict(), self._release_embedder()]
+            done.machine += [self._evict(), self._release_embedder()]
             if crossing.after is Level.HARD:
-                done += self._shrink()
+                self._shrink(done)
             if crossing.after is Level.CRITICAL:
-                done += self._release(device, crossing)
+                self._release(device, crossing, done)
         except (KvloomError, OSError) as error:
-            done = [f"something failed: {error}"]
-        self._say(device, crossing, "; ".join(filter(None, done)) or "there was nothing that could be given back")
+            self._failed(done, error)
+        self._say(device, crossing, done)
+
+    def _failed(self, done: _Done, error: Exception) -> None:
+        """What failed may name a tenant's files: only the loom itself is told."""
+        _LOG.error("the guard failed: %s", error)
+        done.machine.append("not everything could be done")
+        done.own.setdefault(self._loom, []).append(f"something failed: {error}")
 
     def _evict(self) -> str:
         freed = self._loom.store.cool()
@@ -157,14 +213,19 @@ class MemoryGuard:
         freed = self._loom.embeddings.release()
         return f"the context for embeddings ({freed / MIB:,.0f} MiB) was given back" if freed else ""
 
-    def _shrink(self) -> list[str]:
+    def _shrink(self, done: _Done) -> None:
         """Every session's window to a half, compressed first so that it fits; then the pool."""
-        done = [said for session in self._loom.open_sessions() if (said := self._shrink_one(session))]
+        sessions = self._loom.open_sessions()
+        for session in sessions:
+            is_alone = sum(other.loom is session.loom for other in sessions) == 1
+            which = "the window" if is_alone else f"the window of session {session.name or session.id}"
+            if said := self._shrink_one(session, which):
+                done.own.setdefault(session.loom, []).append(said)
+                _LOG.info("session %s: %s", session.id[:8], said)
         if self._loom.shrink_pool():
-            done.append(f"the pool was rebuilt for {self._loom.pool.window} tokens")
-        return done
+            done.machine.append(f"the pool was rebuilt for {self._loom.pool.window} tokens")
 
-    def _shrink_one(self, session: Session) -> str:
+    def _shrink_one(self, session: Session, which: str) -> str:
         before = session.window
         target = max(min(self._loom.settings.context_min, before), int(before * SHRINK_SHARE))
         if target >= before:
@@ -179,43 +240,52 @@ class MemoryGuard:
         try:
             session.resize(max(target, session.manifest.num_tokens + min(256, before // 8)))
         except KvloomError as error:
-            return f"the window of {before} tokens stays: {error}"
-        return f"the window went from {before} to {session.window} tokens{said}; /undo takes it back"
+            return f"{which} stays at {before} tokens: {error}"
+        return f"{which} went from {before} to {session.window} tokens{said}; /undo takes it back"
 
-    def _release(self, device: str, crossing: Crossing) -> list[str]:
+    def _release(self, device: str, crossing: Crossing, done: _Done) -> None:
         """Snapshots without inference, then the cells; those of a reply under way stay until its end."""
         for session in self._loom.open_sessions():
             session.snapshot_now("memory is critically short")
         freed = self._release_cells()
+        done.machine.append("new work is refused")
         if freed is None:
             self._owed = (device, crossing)
-            return ["new work is refused; a reply under way is let to its end"]
-        return [f"new work is refused; {_released(freed)}"]
+            done.machine.append("a reply under way is let to its end")
+        else:
+            done.machine.append(_released(freed))
 
     def _release_owed(self, device: str, crossing: Crossing) -> None:
+        done = _Done()
         try:
             freed = self._release_cells()
         except KvloomError as error:
-            self._say(device, crossing, f"something failed: {error}")
-            return
-        if freed is None:
-            self._owed = (device, crossing)
+            self._failed(done, error)
         else:
-            self._say(device, crossing, f"the reply under way has ended; {_released(freed)}")
+            if freed is None:
+                self._owed = (device, crossing)
+                return
+            done.machine += ["the reply under way has ended", _released(freed)]
+        self._say(device, crossing, done)
 
     def _release_cells(self) -> int | None:
         """Bytes given back; None while a reply needs them."""
         with self._loom.device.lock:
             return None if self._loom.device.num_busy() else self._loom.pool.release()
 
-    def _say(self, device: str, crossing: Crossing, done: str) -> None:
-        text = f"memory ({device}) is at {crossing.share:.0%}, {crossing.before.value} → {crossing.after.value}: {done}"
-        notice = GuardNotice(device, crossing.before.value, crossing.after.value, crossing.share, text)
-        _LOG.warning("%s", text)
+    def _say(self, device: str, crossing: Crossing, done: _Done) -> None:
+        """Under this guard's lock alone: whoever reads memory may hold any other."""
+        change = f"memory ({device}) is at {crossing.share:.0%}, {crossing.before.value} → {crossing.after.value}"
+        told: dict[Loom, GuardNotice] = {}
         with self._lock:
-            self.notices.append(notice)
-            self._untold.append(notice)
-        self.acted.tell(notice)
+            for loom, board in self._boards.items():
+                text = f"{change}: {done.said_to(loom) or 'there was nothing that could be given back'}"
+                notice = GuardNotice(device, crossing.before.value, crossing.after.value, crossing.share, text)
+                board.notices.append(notice)
+                board.untold.append(notice)
+                told[loom] = notice
+        _LOG.warning("%s", told[self._loom].text)
+        self.acted.tell(told[self._loom])
 
 
 def _released(num_bytes: int) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvloom.chunk.database import Database
+from kvloom.chunk.database import DATABASE_NAME, Database
 from kvloom.context.manifest import Manifest
+from kvloom.errors import UnknownSessionError
 from kvloom.session.log import SessionLog
 from kvloom.session.values import SessionInfo
 from kvloom.types import SessionId
+
+
+def has_sessions(home: Path) -> bool:
+    """Whether anything was stored there yet: to look for sessions makes a home."""
+    return (home / DATABASE_NAME).is_file()
 
 
 class HomeSessions:
@@ -26,6 +32,15 @@ class HomeSessions:
     def delete_session(self, ref: str) -> None:
         """Raises SessionBusyError where a process has it open."""
         self._log.delete(self._log.resolve(ref))
+
+    def window_of(self, ref: str | None) -> int:
+        """The window that somebody asked for when this session (None: the one used last) was open last; 0 where it was
+        the automatic one, or there is no such session."""
+        try:
+            known = self._log.list()[:1] if ref is None else (self._log.get(self._log.resolve(ref)),)
+        except UnknownSessionError:  # told where it is opened
+            return 0
+        return known[0].window if known else 0
 
     def close(self) -> None:
         self._database.close()

@@ -16,6 +16,7 @@ from kvloom.context.manifest import Manifest, SlotKind, Tokens
 from kvloom.errors import ContentError, UnknownChunkError
 from kvloom.session.composer import Composer
 from kvloom.session.status import coldest
+from kvloom.session.traces import Traces, traced_in
 from kvloom.session.values import Chunk, ChunkStatus, Reloaded
 from kvloom.text.known_texts import KnownSpan, KnownTexts
 from kvloom.text.pieces import PromptBuilder
@@ -41,8 +42,9 @@ class _Seen:
 class Library:
     """All chunks of a home under one loaded model. Thread-safe as its catalog and tiers are."""
 
-    def __init__(self, catalog: Catalog, builder: PromptBuilder, composer: Composer) -> None:
+    def __init__(self, catalog: Catalog, traces: Traces, builder: PromptBuilder, composer: Composer) -> None:
         self.catalog = catalog
+        self.traces = traces
         self._builder = builder
         self._composer = composer
         self._model = composer.engine.fingerprint
@@ -50,6 +52,8 @@ class Library:
         """Whether the model's own tokenizer counts; else its numbers of tokens are estimates, and marked."""
         self._parts: dict[tuple[ChunkId, str], tuple[Tokens, ...]] = {}
         self._recorded: set[tuple[ChunkId, int, EntryId]] = set()
+        self._traced: set[tuple[ChunkId, EntryId]] = set()
+        self._refused: set[ChunkId] = set()
         self._bare_parts: dict[ChunkId, tuple[tuple[int, ...], ...]] = {}
         self._texts: KnownTexts | None = None
         self._texts_lock = threading.Lock()
@@ -170,32 +174,59 @@ class Library:
         parts = self.parts(chunk, self.catalog.get(chunk).name)
         return [(part, self._composer.entry_id(run, ALONE)) for part, run in enumerate(parts)]
 
-    def record(self, manifest: Manifest) -> None:
-        """Remember which entries hold parts of which chunks, so that a purge finds them all.
+    def entries_anywhere(self, chunk: ChunkId) -> set[EntryId]:
+        """Under every model: the chunk's own entries, and what was computed behind it."""
+        recorded = {record.entry_id for record in self.catalog.entries_of(chunk)}
+        return {*recorded, *(entry for _, entry in self.entries(chunk)), *self.traces.of(chunk)}
 
-        Raises UnknownChunkError for a chunk that was purged meanwhile.
+    def digests(self, chunk: ChunkId) -> set[str]:
+        """The token runs of a chunk that are in memory."""
+        return {run.digest for key, parts in list(self._parts.items()) if key[0] == chunk for run in parts}
+
+    def record(self, manifest: Manifest) -> None:
+        """Remember which entries hold parts of which chunks, and which stand behind them: a purge must find them all.
+
+        Before anything is stored; durable on return. Raises UnknownChunkError for a chunk that was purged meanwhile.
         """
+        named = {chunk for slot in manifest.active for chunk in (slot.ref, *slot.seen)}
+        for gone in self._refused & named:
+            raise UnknownChunkError(f"chunk {gone[:12]} is being purged")
         keys = [
             (ChunkId(slot.ref), slot.part, self._composer.entry_id(slot.tokens, slot.lineage))
             for slot in manifest.active
             if slot.kind is SlotKind.CHUNK
         ]
         fresh = [key for key in keys if key not in self._recorded]
-        if not fresh:
+        behind = [one for one in traced_in(manifest, self._composer.entry_id) if one not in self._traced]
+        if not fresh and not behind:
             return
         for chunk in {key[0] for key in fresh}:
             self.catalog.get(chunk)
-        self.catalog.record_entries([EntryRecord(chunk, self._model, part, entry) for chunk, part, entry in fresh])
-        if len(self._recorded) > MAX_KNOWN_RECORDS:
-            self._recorded.clear()  # what was recorded is recorded again, which changes nothing
+        with self.traces.together():
+            self.catalog.record_entries([EntryRecord(chunk, self._model, part, entry) for chunk, part, entry in fresh])
+            self.traces.add(behind)
+        if len(self._recorded) + len(self._traced) > MAX_KNOWN_RECORDS:
+            self.forget_recorded()
         self._recorded.update(fresh)
+        self._traced.update(behind)
+
+    def refuse(self, chunk: ChunkId, *, refused: bool = True) -> None:
+        """Nothing is recorded, and so nothing woven, of a chunk that is about to be purged."""
+        if refused:
+            self._refused.add(chunk)
+        else:
+            self._refused.discard(chunk)
+
+    def forget_recorded(self) -> None:
+        """What was recorded is recorded again when it is next woven, which changes nothing."""
+        self._recorded.clear()
+        self._traced.clear()
 
     def forget(self, chunk: ChunkId) -> None:
         """Nothing of a purged chunk stays in memory."""
         for key in [key for key in list(self._parts) if key[0] == chunk]:  # others may add to it meanwhile
             self._parts.pop(key, None)
-        for recorded in [one for one in list(self._recorded) if one[0] == chunk]:
-            self._recorded.discard(recorded)
+        self.forget_recorded()
         self._bare_parts.pop(chunk, None)
         if self._texts is not None:
             self._texts.remove(chunk)

@@ -40,7 +40,10 @@ _MIN_PREFIX = 4
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """A session. `head` is the manifest it stands at, `num_manifests` all that its log holds."""
+    """A session. `head` is the manifest it stands at, `num_manifests` all that its log holds.
+
+    `window`: the one that somebody asked for when it was open last, 0 where it was the automatic one.
+    """
 
     id: SessionId
     name: str
@@ -49,6 +52,7 @@ class SessionRecord:
     updated_s: float
     head: tuple[ManifestId, ...]
     num_manifests: int
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,16 +175,21 @@ class SessionLog:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def create(self, model: str, name: str = "") -> SessionId:
+    def create(self, model: str, name: str = "", window: int = 0) -> SessionId:
         """A new, empty session. Raises UsageError where the name is taken."""
         session = SessionId(secrets.token_hex(8))
         now = self._clock()
         with self._free_name(name):
             self._db.execute(
-                "INSERT INTO sessions (id, name, model, created_s, updated_s) VALUES (?, ?, ?, ?, ?)",
-                (session, name or None, model, now, now),
+                "INSERT INTO sessions (id, name, model, created_s, updated_s, window) VALUES (?, ?, ?, ?, ?, ?)",
+                (session, name or None, model, now, now, window),
             )
         return session
+
+    def note_window(self, session: SessionId, window: int) -> None:
+        """The window that the session is open with now; 0 for the automatic one. Writes only where that is news."""
+        if self.get(session).window != window:
+            self._db.execute("UPDATE sessions SET window = ? WHERE id = ?", (window, session))
 
     def rename(self, session: SessionId, name: str) -> None:
         """An empty name takes it away. Raises UnknownSessionError, UsageError where it is taken."""
@@ -197,7 +206,8 @@ class SessionLog:
             chain = self._db.rows(_SELECT_CHAIN, (manifest, session))
             if not chain:
                 raise SessionError(f"manifest {manifest} does not belong to session {session}")
-            fork = self.create(self.get(session).model, name)
+            record = self.get(session)
+            fork = self.create(record.model, name, record.window)
             copies: dict[int, int] = {}
             for number, parent, op, created_s, body in chain:
                 copy = _insert_manifest(self._db, (fork, copies.get(parent), op, created_s, body))
@@ -409,7 +419,7 @@ class SessionWriter:
 
 _SELECT_SESSION = (
     "SELECT id, name, model, created_s, updated_s, head, "
-    "(SELECT count(*) FROM manifests m WHERE m.session_id = sessions.id) FROM sessions"
+    "(SELECT count(*) FROM manifests m WHERE m.session_id = sessions.id), window FROM sessions"
 )
 _SELECT_MANIFEST = "SELECT id, session_id, parent, op, created_s, body, checksum FROM manifests"
 _SELECT_CHAIN = (
@@ -422,7 +432,7 @@ _SELECT_RUNS = "SELECT digest FROM manifest_runs WHERE manifest_id = ? ORDER BY 
 
 def _session(row: Row) -> SessionRecord:
     head = () if row[5] is None else (ManifestId(row[5]),)
-    return SessionRecord(SessionId(row[0]), row[1] or "", row[2], row[3], row[4], head, row[6])
+    return SessionRecord(SessionId(row[0]), row[1] or "", row[2], row[3], row[4], head, row[6], row[7])
 
 
 def _manifest(row: Row) -> ManifestRecord:

@@ -24,7 +24,7 @@ from kvloom.errors import EngineMemoryError, EngineUnsupportedError, LoomClosedE
 from kvloom.kv.rotate import Rotator
 from kvloom.kv.store import TieredStore
 from kvloom.memory.monitor import MemoryMonitor, Pace
-from kvloom.memory.sizing import Sizing
+from kvloom.memory.sizing import Bound, Sizing
 from kvloom.session.completions import Completions, CompletionStream
 from kvloom.session.composer import Composer
 from kvloom.session.embeddings import Embeddings
@@ -37,6 +37,7 @@ from kvloom.session.library import Library
 from kvloom.session.log import SessionLog
 from kvloom.session.loom_chunks import LoomChunks
 from kvloom.session.loom_memory import LoomMemory
+from kvloom.session.neighbours import neighbourhood_of
 from kvloom.session.pool import Pool
 from kvloom.session.presets import bring_in, profile_of
 from kvloom.session.prompts import Prompts
@@ -47,6 +48,7 @@ from kvloom.session.requests import Request
 from kvloom.session.session import Session
 from kvloom.session.snapshots import SnapshotStore
 from kvloom.session.status import device_status
+from kvloom.session.traces import Traces
 from kvloom.session.transfer import export_session, import_session
 from kvloom.session.turn import Runner, TurnRunner
 from kvloom.session.values import Chunk, GcReport, LoomStatus, SessionInfo, TierStatus
@@ -82,7 +84,7 @@ class Loom(LoomChunks, LoomMemory):
         self.policy: str = settings.overflow.policy or "stop"
         """What leaves a window that overflows, where a session has not chosen."""
         self.foreground = Foreground()
-        self.device = Device(engine)
+        self.device = Device(engine, settings.step_tokens)
         self.pool = Pool(self.device, self.window, self._spare_bytes, settings.pool_tokens)
         self.embeddings = Embeddings(self.device, self._spare_bytes)
         self.guard = MemoryGuard(self)
@@ -98,6 +100,13 @@ class Loom(LoomChunks, LoomMemory):
             self.monitor.on_reading(self.guard.on_picture)
             self.monitor.start()
 
+    @property
+    def is_window_asked(self) -> bool:
+        """Whether somebody asked for this window, by an option or in the settings; else it is the automatic one."""
+        if self.sizing is not None:
+            return self.sizing.bound is Bound.EXPLICIT
+        return self.settings.context is not None
+
     def _open_home(self, home: Path, tenant: str = "") -> None:
         """What is this home's own: chunks, sessions, and entries that no other tenant finds."""
         self.home = home
@@ -110,22 +119,27 @@ class Loom(LoomChunks, LoomMemory):
         self.log = SessionLog(self._database)
         self.snapshot_store = SnapshotStore(self._database)
         self._profiles = ProfileStore(self._database)
-        self.library = Library(self.catalog, self.builder, self.composer)
+        self.library = Library(self.catalog, Traces(self._database), self.builder, self.composer)
+        self.composer.before_weave = self.library.record
         self.prompts = Prompts(self.builder, self.library, engine.fingerprint)
         self._completions = Completions(self)
         self._sessions: dict[SessionId, Session] = {}
         self._pinned: set[EntryId] = set()
         self._lock = threading.RLock()
         self._closed = False
+        self.neighbourhood = neighbourhood_of(home)
+        """The looms of this process over the same home, this one among them."""
+        self.neighbourhood.join(self)
 
     # -- chunks, in all sessions --------------------------------------------------------------------------------
 
     def purge(self, ref: str) -> int:
         """A chunk really gone: its KV from every tier, its text, its names, and its tokens from every session's log.
 
-        Turns that were computed behind it lose their KV (it carries the chunk's trace) and are computed again when
-        they are needed; their text stays. Bytes freed. Not undoable. Raises SessionBusyError where another process
-        has a session open that holds it.
+        Turns and requests that were computed behind it lose their KV (it carries the chunk's trace) and are computed
+        again when they are needed; their text stays. So it is under every model: what other looms of this process
+        hold of it, and what is stored. Bytes freed. Not undoable. Raises SessionBusyError where another process has a
+        session open that holds it.
         """
         return purge(self, self._resolve_erased(ref))
 
@@ -213,8 +227,10 @@ class Loom(LoomChunks, LoomMemory):
                 text = "" if system is None else system
                 first = Manifest(fidelity=mode, model=self.engine.fingerprint)
                 first = first.with_head(self.prompts.head(text), text)
-                found = found or self.log.create(self.model_name, name or "")
+                asked = self.window if self.is_window_asked else 0
+                found = found or self.log.create(self.model_name, name or "", asked)
                 session = self.session_kind(self, History(self.log, found, lambda: first))
+                self._note_window(found, asked)
                 self._sessions[found] = session
                 self._pin_entries()
                 with suppress(EngineMemoryError, UsageError):  # then it goes on in the window that there is
@@ -334,7 +350,8 @@ class Loom(LoomChunks, LoomMemory):
         except SessionBusyError:
             self._closed = False  # called from inside a reply's own step: nothing was closed
             raise
-        self._close_rooms()
+        with self.neighbourhood.leaving(self):
+            self._close_rooms()
 
     def _close_rooms(self) -> None:
         with ExitStack() as last_things:
@@ -354,6 +371,10 @@ class Loom(LoomChunks, LoomMemory):
     ) -> None:
         self.close()
 
+    def forget_replies(self) -> None:
+        """Replies to requests are tokenized anew when they come back: what they quote is no longer in memory."""
+        self._completions.preparer.replies.clear()
+
     # -- for sessions -------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -365,6 +386,11 @@ class Loom(LoomChunks, LoomMemory):
             if self._sessions.get(session.id) is session:
                 del self._sessions[session.id]
         self._pin_entries()
+
+    def own_sessions(self) -> list[Session]:
+        """The sessions of this home that are open with this model."""
+        with self._lock:
+            return list(self._sessions.values())
 
     def open_sessions(self) -> list[Session]:
         """The sessions that are open in this process."""
@@ -424,6 +450,10 @@ class Loom(LoomChunks, LoomMemory):
         session = self.log.resolve(ref)
         with self._lock:
             return self._sessions.get(session, session)
+
+    def _note_window(self, session: SessionId, asked: int) -> None:
+        """What a session is open with, for those who look at it when it is not."""
+        self.log.note_window(session, asked)
 
     def _find(self, ref: str | None, name: str | None) -> SessionId | None:
         if ref is not None:

@@ -19,10 +19,10 @@ from kvloom.model.footprint import Footprint, largest_fitting
 from kvloom.model.header import read_header
 from kvloom.model.hf_config import read_hf_model
 from kvloom.session.loom import Loom
-from kvloom.session.pool import CELL_STEP
+from kvloom.session.pool import CELL_STEP, num_cells
 from kvloom.session.reply_forms import tool_form
 from kvloom.session.rooms import reading_now
-from kvloom.session.sizing import demand_of, limits_of, opening_window
+from kvloom.session.sizing import demand_of, limits_of, opening_window, shared_pool
 
 __all__ = ["ModelFacts", "ModelLimits", "ModelPlan", "Others", "Planner", "read_facts", "share_cores"]
 
@@ -199,6 +199,8 @@ class Planner:
         return max(sizing.num_cells, largest_fitting(fits, wanted, CELL_STEP))
 
     def _with(self, cells: int, window: int) -> Footprint:
+        if cells > num_cells(window):
+            return shared_pool(self._demand, cells).footprint(window)
         return replace(self._demand, num_cells=lambda _: cells).footprint(window)
 
     def _is_allowed(self, found: Footprint, *, is_least: bool) -> bool:

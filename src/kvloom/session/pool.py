@@ -15,6 +15,8 @@ CELL_SLACK_SHARE = 6
 MIN_CELL_SLACK = 512
 CELL_STEP = 256
 """llama.cpp rounds the number of cells up to this."""
+ASIDE_CELLS = 2048
+"""Tokens of a context beside the pool of several replies, for prefills. Longer prompts look mostly at themselves."""
 SHRINK_SHARE = 0.75
 """A pool is rebuilt smaller only where that gives back a quarter of it."""
 

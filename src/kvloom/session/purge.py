@@ -1,4 +1,7 @@
-"""Purging: a chunk really gone, from the catalog, every tier and every session's log. Knows no conversation."""
+"""Purging: a chunk really gone, with all KV that carries its trace, from every tier, model and session's log.
+
+Knows no conversation.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from kvloom.context.manifest import Manifest, Slot, SlotKind
+from kvloom.context.manifest import Manifest
 from kvloom.session.log import ManifestRecord
-from kvloom.types import ALONE, ChunkId, EntryId, SessionId
+from kvloom.session.traces import traced_in
+from kvloom.types import ChunkId, EntryId, SessionId
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
@@ -34,13 +38,15 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
     """Bytes freed. Raises SessionBusyError, with nothing changed, where another process has a session open that holds
     the chunk, or this thread is reading a reply.
 
-    The catalog comes last: after a crash in between, the chunk is still known and can be purged again.
+    All looms of this process over the same home take part: each has cells, RAM and sessions of its own. The catalog
+    comes last: after a crash in between, the chunk is still known and can be purged again.
     """
     with _held_still(loom) as open_sessions:
         found = _find(loom, chunk)
         with ExitStack() as writers:
             for closed in sorted(found.sessions - {one.id for one in open_sessions}):
                 writers.enter_context(loom.log.writer(closed))
+            _scrub_logs(loom, chunk, found)
             freed = _remove(loom, chunk, found)
         for session in open_sessions:
             session._desk.reread()
@@ -50,21 +56,29 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
 
 @contextmanager
 def _held_still(loom: Loom) -> Iterator[list[Session]]:
-    """All open sessions, with nobody editing or asking in them, and none opened meanwhile."""
+    """All open sessions of the home, with nobody editing or asking in them, and none opened meanwhile.
+
+    Locks are taken in the desk's order: the desks' turns, then the looms', then (behind this) one device's at a time.
+    """
+    neighbourhood = loom.neighbourhood
     while True:
         with ExitStack() as turns:
-            sessions = loom.open_sessions()
+            looms = neighbourhood.looms()
+            sessions = [session for one in looms for session in one.own_sessions()]
             for session in sorted(sessions, key=lambda one: one.id):
                 turns.enter_context(session._desk.turn())
-            with loom._lock:
-                if sessions == loom.open_sessions():
-                    yield [session for session in sessions if not session.is_closed]
-                    return
+            turns.enter_context(neighbourhood.staying())
+            for one in looms:
+                turns.enter_context(one._lock)
+            if looms == neighbourhood.looms() and sessions == [s for one in looms for s in one.own_sessions()]:
+                yield [session for session in sessions if not session.is_closed]
+                return
 
 
 def _find(loom: Loom, chunk: ChunkId) -> _Findings:
     """Read every log. KV of other pieces that attended to the chunk carries its trace: it goes, too."""
-    found = _Findings(entries={entry for _, entry in loom.library.entries(chunk)})
+    found = _Findings()
+    composers = [(one.engine.fingerprint, one.composer) for one in loom.neighbourhood.looms()]
     tokens = lru_cache(MAX_CACHED_RUNS)(loom.log.tokens)
     for info in loom.log.list():
         for record in loom.log.manifests(info.id):
@@ -76,37 +90,53 @@ def _find(loom: Loom, chunk: ChunkId) -> _Findings:
                 continue
             found.sessions.add(info.id)
             found.digests.update(slot.tokens.digest for slot in own)
-            if manifest.model == loom.engine.fingerprint:
-                traced = {*marked, *_behind(manifest, own)}
-                found.entries.update(loom.composer.entry_id(slot.tokens, slot.lineage) for slot in traced)
+            for composer in [one for fingerprint, one in composers if fingerprint == manifest.model]:
+                traced = {entry for behind, entry in traced_in(manifest, composer.entry_id) if behind == chunk}
+                found.entries |= traced | {composer.entry_id(slot.tokens, slot.lineage) for slot in marked}
     return found
 
 
-def _behind(manifest: Manifest, own: list[Slot]) -> Iterator[Slot]:
-    """Slots whose KV was computed behind the chunk where it stands (exact)."""
-    start = min((slot.position for slot in own if slot.active), default=manifest.span)
-    for slot in manifest.active:
-        if slot.position > start and slot.lineage != ALONE and slot.kind is not SlotKind.TURN:
-            yield slot
-
-
-def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
+def _scrub_logs(loom: Loom, chunk: ChunkId, found: _Findings) -> None:
     def scrub(record: ManifestRecord) -> bytes | None:
         manifest = Manifest.decode(record.body, loom.log.tokens)
         scrubbed = manifest.purged(chunk)
         return None if scrubbed == manifest else scrubbed.encode()
 
-    digests = found.digests - found.needed_digests
     loom.log.rewrite(scrub)
-    loom.log.purge_tokens(digests)
+    loom.log.purge_tokens(found.digests - found.needed_digests)
+
+
+def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
+    freed, done = 0, list["Loom"]()
+    try:
+        # One that is opened meanwhile may have begun with the chunk already.
+        while fresh := [one for one in loom.neighbourhood.looms() if one not in done]:
+            for one in fresh:
+                one.library.refuse(chunk)
+                done.append(one)
+            freed += sum(_remove_under(one, chunk, found) for one in fresh)
+        freed += loom.catalog.get(chunk).size_bytes
+        loom.catalog.purge(chunk)
+    finally:
+        for one in done:
+            one.library.refuse(chunk, refused=False)
+    return freed
+
+
+def _remove_under(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
+    """Off one loom's device and out of its tiers; bytes freed."""
+    library, composer = loom.library, loom.composer
     with loom.device.lock:  # requests come and go: none of them may store it again in between
-        loom.composer.weaver.wait_computed(found.entries)
+        # What is under way has been recorded, and nothing more is: the chunk is refused.
+        found.entries |= library.entries_anywhere(chunk)
+        composer.weaver.wait_woven(found.entries)
+        found.entries |= library.entries_anywhere(chunk)
         loom.device.purge_entries(found.entries)
         freed = sum(loom.store.size_of(entry) for entry in found.entries)
         for entry in found.entries:
             loom.store.purge(entry)
-        freed += loom.catalog.get(chunk).size_bytes
-        loom.catalog.purge(chunk)
-        loom.library.forget(chunk)
-        loom.composer.forget(digests)
+        composer.forget((found.digests - found.needed_digests) | library.digests(chunk))
+        library.forget(chunk)
+    loom.builder.tokenizer.forget()
+    loom.forget_replies()
     return freed

@@ -66,7 +66,8 @@ class ReplyStream(Iterator[Delta]):
         self._reply: Reply | None = None
         self._lock = threading.RLock()
         self._reader: int | None = None
-        self._is_at_work = False
+        self._worker: int | None = None
+        """The thread that is in a step now; another one that closes the reply is in one, too."""
         self._is_cut_off = False
 
     @property
@@ -106,18 +107,18 @@ class ReplyStream(Iterator[Delta]):
 
     def check_not_inside(self) -> None:
         """Raises SessionBusyError from inside a step (a callback)."""
-        if self._is_at_work and self._reader == threading.get_ident():
+        if self._worker == threading.get_ident():
             raise SessionBusyError("the reply is at work in this thread; call cancel() from a callback instead")
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         self.check_not_inside()
         with self._lock:
-            self._is_at_work = True
+            self._worker = threading.get_ident()
             try:
                 yield
             finally:
-                self._is_at_work = False
+                self._worker = None
 
     def __enter__(self) -> ReplyStream:
         return self

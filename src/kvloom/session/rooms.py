@@ -23,8 +23,9 @@ from kvloom.model.fingerprint import HashCache, file_sha256, model_fingerprint
 from kvloom.model.header import read_header, shard_paths
 from kvloom.model.pull import ensure_model
 from kvloom.model.registry import find_model
+from kvloom.session.least_window import check_window
 from kvloom.session.loom import Loom
-from kvloom.session.pool import num_cells
+from kvloom.session.pool import ASIDE_CELLS, num_cells
 from kvloom.session.recording import remember
 from kvloom.session.sizing import demand_of, opening_window, pool_tokens, reading_for
 from kvloom.session.values import Progress, ProgressCallback
@@ -50,7 +51,7 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
     `allow_fetch` (`progress` sees it). `context`: the window of a session in tokens. `home`: where chunks, sessions and
     KV are kept. `kv_type`: f16, q8_0 or q4_0. `fidelity`: exact, blend or splice. `replies`: how many shall run at
     once: cells for so many windows are taken, as far as memory has them. Raises ConfigError, ModelError, EngineError
-    or StoreError, each saying what to do.
+    or StoreError, each saying what to do; UsageError for a window that has no room for a turn.
     """
     given: Mapping[str, Any] = {
         "model": None if model is None else str(model),
@@ -65,24 +66,39 @@ def open_loom(  # noqa: PLR0913 - the public constructor: each is one keyword of
     if address is not None:
         from kvloom.session.remote_rooms import open_remote
 
-        return open_remote(address, chosen, where, given)
+        return _checked(open_remote(address, chosen, where, given), chosen)
 
     def on_bytes(task: str, done: int, total: int) -> None:
         if progress is not None:
             progress(Progress(task, done, total, "bytes"))
 
     found = ensure_model(chosen.model, where, on_bytes) if allow_fetch else find_model(chosen.model, where)
-    chosen, sizing = _sized(chosen, found.path, replies)
+    asked = chosen
+    chosen, sizing = _sized(asked, found.path, replies)
     fingerprint = fingerprint_of(found.path, chosen, where, on_bytes)
     engine = open_engine(found.path, chosen, where, fingerprint)
     try:
         loom = join(engine, chosen, where.home, (found.name, found.path))
         loom.sizing = sizing
         remember(loom)
-        return loom
     except BaseException:
         engine.close()
         raise
+    return _checked(loom, asked)
+
+
+def _checked(loom: Loom, asked: Settings) -> Loom:
+    """The loom, closed where a window was asked for that is of no use: what a prompt takes, only the model can tell.
+
+    Raises UsageError.
+    """
+    if asked.context is not None:
+        try:
+            check_window(loom, asked.context, "")
+        except BaseException:
+            loom.close()
+            raise
+    return loom
 
 
 def _sized(settings: Settings, path: Path, replies: int) -> tuple[Settings, Sizing]:
@@ -135,6 +151,7 @@ def open_engine(path: Path, settings: Settings, where: Paths, fingerprint: Model
         num_cells=num_cells(settings.context or settings.context_target, settings.pool_tokens),
         kv_type_k=settings.k_type,
         kv_type_v=settings.v_type,
+        aside_cells=ASIDE_CELLS if settings.pool_tokens else 0,
         max_sequences=settings.max_sequences,
         num_gpu_layers=settings.n_gpu_layers,
         num_threads=settings.num_threads,

@@ -14,14 +14,12 @@ from kvloom.errors import UsageError
 from kvloom.session.budget import Budget
 from kvloom.session.compression import Compression
 from kvloom.session.desk import Desk
+from kvloom.session.least_window import least_window, short_turn
 from kvloom.session.values import CompressionEstimate, CompressionResult, Overflow, ProgressCallback, Threshold
 from kvloom.session.watch import Watch
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
-
-MIN_REPLY_TOKENS = 64
-"""A window that cannot hold this beside what is used is refused; in one under 256 tokens a quarter of it is enough."""
 
 
 class SessionWindow:
@@ -53,12 +51,17 @@ class SessionWindow:
         """A window of another size; None takes what memory allows. The window now.
 
         The model stays loaded, the conversation as it is; running replies of this loom wait. Raises UsageError below
-        what is used (with the numbers), EngineMemoryError where the memory is not there: the old size stays.
+        what is used and what a short turn takes (with the numbers), EngineMemoryError where the memory is not there:
+        the old size stays.
         """
         with self._desk.editing():
             wanted = self.loom.automatic_window() if num_tokens is None else num_tokens
             used = self._desk.manifest.num_tokens
-            least = _least_window(used)
+            least = least_window(used)
+            if num_tokens is not None:
+                short = short_turn(self.loom, self._desk.manifest.system)
+                if wanted < short.least > least:
+                    raise short.refusal(wanted)
             if wanted < least:
                 raise UsageError(
                     f"a window of {wanted} tokens cannot hold the {used} in use and a reply: give {least} or more, or "
@@ -105,9 +108,3 @@ class SessionWindow:
     def on_before_overflow(self, callback: Callable[[Overflow], object]) -> Callable[[], None]:
         """Call `callback` before a question that does not fit is refused or makes room; returns what ends that."""
         return self._watch.overflow.subscribe(callback)
-
-
-def _least_window(num_used: int) -> int:
-    """The smallest window that holds so many tokens and a reply: 64 tokens, or a quarter of a window under 256."""
-    by_quarter = 4 * (num_used - 1) // 3 + 1  # the least w with w - w // 4 >= num_used
-    return max(1, min(num_used + MIN_REPLY_TOKENS, by_quarter))

@@ -12,7 +12,8 @@ from kvloom.memory.reading import MemoryPicture, MemoryReading
 from kvloom.memory.sizing import Bound, Demand, Room, Sizing, SizingLimits, auto_size, explicit_size, window_ceiling
 from kvloom.model.footprint import CacheSpec, largest_fitting
 from kvloom.model.shape import ModelShape
-from kvloom.session.pool import CELL_STEP, num_cells
+from kvloom.session.pool import ASIDE_CELLS, CELL_STEP, num_cells
+from kvloom.types import KVType
 
 
 def limits_of(settings: Settings) -> SizingLimits:
@@ -67,6 +68,14 @@ def window_for(settings: Settings, demand: Demand, room: Room | None) -> Sizing:
     return replace(found, bound=Bound.TARGET, reason="the target, within what the model was trained for")
 
 
+def shared_pool(demand: Demand, cells: int) -> Demand:
+    """What a pool for several replies costs: its cells, and the context for prefills beside it."""
+    spec, beside = demand.spec, None
+    if (spec.k_type, spec.v_type) == (KVType.F16, KVType.F16):
+        beside = replace(spec, num_cells=ASIDE_CELLS, num_sequences=2, num_output_rows=2)
+    return replace(demand, num_cells=lambda _: cells, beside=beside)
+
+
 def pool_tokens(wanted: int, demand: Demand, sizing: Sizing) -> int:
     """Cells that all may share beside a window that was chosen: as many as are wanted, where the budget has them."""
     least = num_cells(sizing.context)
@@ -74,7 +83,7 @@ def pool_tokens(wanted: int, demand: Demand, sizing: Sizing) -> int:
         return wanted if wanted > least else 0
 
     def fits(cells: int) -> bool:
-        return replace(demand, num_cells=lambda _: cells).total_bytes(sizing.context) <= sizing.budget_bytes
+        return shared_pool(demand, cells).total_bytes(sizing.context) <= sizing.budget_bytes
 
     found = largest_fitting(fits, wanted, CELL_STEP)
     return found if found > least else 0

@@ -30,7 +30,7 @@ from kvloom.session.rooms import fingerprint_of, join
 from kvloom.session.session import Session
 from kvloom.session.sizing import demand_of, opening_window, reading_for
 from kvloom.session.values import LoomStatus
-from kvloom.types import Fidelity
+from kvloom.types import Fidelity, SessionId
 
 __all__ = ["ModelNeededError", "StoredLoom", "open_stored"]
 
@@ -81,6 +81,9 @@ class StoredLoom(Loom):
         if not self.log.get(self.log.resolve(id)).head:
             raise ModelNeededError("this session is empty: it begins with its model")
         return super().session(id=id)
+
+    def _note_window(self, session: SessionId, asked: int) -> None:
+        """Nothing: to look at a session is not to open it with another window."""
 
     def status(self) -> LoomStatus:
         return replace(super().status(), engine=self._engine_name)

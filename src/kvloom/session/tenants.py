@@ -26,6 +26,7 @@ class TenantLoom(Loom):
         home = home_of(host.home, name)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open_home(home, name)
+        self.guard.join(self)
 
     def tenant(self, name: str) -> Loom:
         """Raises UsageError: tenants have no tenants."""
@@ -40,4 +41,5 @@ class TenantLoom(Loom):
         return self._host.shrink_pool()
 
     def _close_rooms(self) -> None:
+        self.guard.leave(self)
         self._database.close()

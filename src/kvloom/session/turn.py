@@ -20,6 +20,7 @@ from kvloom.context.manifest import Manifest, Tokens
 from kvloom.engine.base import Logits, Run, Sampler
 from kvloom.engine.batcher import Chosen
 from kvloom.errors import CancelledError, EngineMemoryError, EngineStateError
+from kvloom.session.cells import begun
 from kvloom.session.composer import Composed
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import Loop, ReplyOptions, Sampled
@@ -120,10 +121,8 @@ class TurnRunner:
         holding, start, recomputed = None, 0, 0
         try:
             with device.lock:
-                num_to_come = len(question.tokens) + max_tokens
-                composed = self.compose(self._with_room(question, max_tokens), progress, num_to_come)
-                start, holding = composed.manifest.span, device.holding(self._owner)
-                holding.is_busy = True  # nobody takes it away while the lock is free between two steps
+                holding, composed = self._begun(question, max_tokens, progress)
+                start = composed.manifest.span
                 if composed.manifest.fidelity is Fidelity.BLEND:
                     recomputed = composer.blend(holding, composed, question.text, self._loom.settings.blend_budget)
                 logits = composer.weaver.extend(holding, question.tokens, start, self._cancel.is_set)
@@ -158,8 +157,6 @@ class TurnRunner:
 
         holding = self._loom.device.holding(self._owner)
         holding.gives_way = self._gives_way
-        # Before anything is stored: a purge must find whatever holds a chunk's tokens.
-        self._loom.library.record(manifest)
         composed = self._loom.composer.compose(holding, manifest, on_step, self._cancel.is_set, num_to_come)
         self._loom.rates.note(composed.weave)
         return composed
@@ -180,10 +177,7 @@ class TurnRunner:
         """
         device = self._loom.device
         for _ in range(MAX_RESTARTS):
-            with device.lock:
-                composed = self.compose(question.manifest, None, len(question.tokens) + max_tokens)
-                holding = device.holding(self._owner)
-                holding.is_busy = True
+            holding, composed = self._begun_patiently(question, max_tokens, patience)
             start = composed.manifest.span
             try:
                 return self._completed(holding, question, start, max_tokens, options, patience)
@@ -268,6 +262,35 @@ class TurnRunner:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _begun_patiently(self, question: Question, max_tokens: int, patience: Patience) -> tuple[Holding, Composed]:
+        """`_begun`, out of the line while others come first: nobody stands behind what gives way."""
+        while True:
+            try:
+                with self._loom.device.lock:
+                    return self._begun(question, max_tokens, None, patience.is_interrupted)
+            except CancelledError:
+                if self._cancel.is_set() or not patience.wait():
+                    raise
+
+    def _begun(
+        self,
+        question: Question,
+        max_tokens: int,
+        progress: ProgressCallback | None,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> tuple[Holding, Composed]:
+        """The context woven, with cells for the whole turn; waits for others to end where they hold them."""
+
+        def compose(_: Holding) -> Composed:
+            num_to_come = len(question.tokens) + max_tokens
+            return self.compose(self._with_room(question, max_tokens), progress, num_to_come)
+
+        def tell(num_busy: int) -> None:
+            if progress is not None:
+                progress(Progress("waiting for cells", 0, num_busy, "replies ended"))
+
+        return begun(self._loom, self._owner, compose, lambda: self._cancel.is_set() or is_interrupted(), tell)
+
     def _with_room(self, question: Question, max_tokens: int) -> Manifest:
         """Holes closed if the turn would pass the window or the trained length with them."""
         manifest, num_tokens = question.manifest, len(question.tokens) + max_tokens
@@ -336,6 +359,7 @@ class TurnRunner:
         tokens = Tokens((*question.tokens, *sampled.tokens))
         manifest = composed.manifest.with_turn(tokens, record.id, start, composer.variant(holding))
         if is_held:
+            self._loom.library.record(manifest)
             composer.weaver.store_rows(holding, [composer.wanted_slot(manifest.slots[-1])])
         return manifest, record
 

@@ -6,10 +6,12 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvloom.cli.commands.context import app
+from tests.tiny_gguf import TinyModel, write_tiny
 from tests.unit.cli.conftest import Kvloom
 
 TURNS = "one, and some words\ntwo, and some words\nthree, and some words\n"
@@ -98,6 +100,104 @@ def test_a_compression_is_estimated_and_done(stored: Kvloom) -> None:
     assert estimate["num_turns"] == done["num_turns"] == 11
     assert done["num_tokens_before"] == estimate["num_tokens_before"]
     assert done["summary"]
+
+
+def test_to_a_dry_run_nothing_to_compress_is_an_answer(stored: Kvloom) -> None:
+    ran = stored("context", "compress", "--dry-run")
+    assert ran.code == 0
+    assert ran.out.startswith("nothing to compress: of 3 turns")
+    found = stored("context", "compress", "--dry-run", "--json").document
+    assert (found["num_turns"], found["strategy"]) == (0, "hybrid")
+    assert found["num_tokens_before"] == found["num_tokens_after"] > 0
+    assert "nothing to compress" in found["reason"]
+    assert stored("context", "compress").code == 1
+    assert stored("context", "compress", "--dry-run", "--strategy", "magic").code == 1
+    [answer] = stored("chat", "--session", "work", "--json", stdin="/context compress --dry-run\n").lines
+    assert answer["ok"] and answer["result"]["num_turns"] == 0
+
+
+def test_the_window_that_a_session_was_open_with_is_the_one_that_is_shown(
+    kvloom: Kvloom, tiny_model: Path, tmp_path: Path
+) -> None:
+    shared = ("--model", tiny_model, "--home", tmp_path / "home")
+
+    def look(*words: str) -> tuple[int, str]:
+        found: dict[str, Any] = kvloom("context", "show", "-s", "work", *shared, *words, "--json", loom=False).document
+        capacity: int = found["usage"]["capacity"]
+        for verb in (("context", "show", "-s"), ("sessions", "show")):
+            assert f"{capacity:,} tokens, " in kvloom(*verb, "work", *shared, *words, loom=False).out
+        return capacity, found["standing"]["window_origin"]
+
+    assert kvloom("chat", "--session", "work", *shared, "-c", "1k", stdin=TURNS, loom=False).code == 0
+    assert look() == (1024, "last")
+    assert look("--context", "2k") == (2048, "asked for")
+    assert look() == (1024, "last"), "looking is not opening"
+    sized = kvloom("context", "size", "600", "-s", "work", *shared, "--json", loom=False).document
+    assert (sized["window_before"], sized["window"]) == (1024, 600)
+    assert look() == (600, "own")
+    assert kvloom("context", "undo", "-s", "work", *shared, loom=False).code == 0
+    assert kvloom("chat", "--session", "work", *shared, stdin="hello\n", loom=False).code == 0
+    capacity, origin = look()
+    assert (capacity > 1024, origin) == (True, "default")
+    assert "the default; --context N takes another" in kvloom("context", "show", *shared, loom=False).out
+
+
+def test_a_window_that_memory_does_not_have_any_more_gives_way_to_the_default(
+    stored: Kvloom, tiny_model: Path, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "home" / "catalog.sqlite3")) as database, database:
+        database.execute("UPDATE sessions SET window = 4000000000")
+    shared = ("--model", tiny_model, "--home", tmp_path / "home", "--json")
+    for words in (("show",), ("snapshot", "here"), ("size", "2k")):
+        assert stored("context", *words, *shared, loom=False).code == 0, words
+    found = stored("context", "show", *shared, loom=False).document
+    assert found["standing"]["window_origin"] == "own"
+
+
+def test_a_window_beyond_the_trained_length_is_warned_of_wherever_it_is_shown(
+    kvloom: Kvloom, tiny_model: Path, tmp_path: Path
+) -> None:
+    shared = ("--model", tiny_model, "--home", tmp_path / "home", "-c", "5000")
+    script = "hello\n/context\n"
+    ran = kvloom("chat", "--session", "work", *shared, stdin=script, loom=False)
+    assert "trained for 4,096 tokens, 5,000 were asked for" in " ".join(ran.out.replace("│", " ").split())
+    *_, view = kvloom("chat", "--session", "work", *shared, "--json", stdin=script, loom=False).lines
+    for found in (view["result"], kvloom("context", "show", *shared[:-2], "--json", loom=False).document):
+        assert "trained for 4,096 tokens" in found["standing"]["window_warning"]
+        assert found["standing"]["window_warning"] in found["notes"]
+    small = kvloom("context", "show", *shared[:-2], "-c", "1k", "--json", loom=False).document
+    assert (small["standing"]["window_warning"], small["notes"]) == ("", [])
+
+
+def test_a_restore_under_another_model_tells_the_tokens_as_that_model_counts_them(
+    stored: Kvloom, tmp_path: Path
+) -> None:
+    taken = stored("context", "snapshot", "here", "--json").document
+    other = write_tiny(tmp_path / "other.gguf", TinyModel(tokenizer="spm", template=None))
+    shared = ("--model", other, "--home", tmp_path / "home", "-c", "2k")
+    found = stored("context", "restore", taken["id"], *shared, "--json", loom=False).document
+    used = found["used"]
+    assert used != taken["num_tokens"] == found["restored"]["num_tokens"]
+    said = stored("context", "restore", taken["id"], *shared, loom=False).out
+    assert f"3 turns, {used:,} tokens ({taken['num_tokens']:,} when it was taken, under {taken['model']})" in said
+    again = stored("context", "restore", taken["id"]).out
+    assert f"3 turns, {taken['num_tokens']:,} tokens; " in again
+
+
+@pytest.mark.parametrize(
+    ("words", "window"),
+    [(("chat", "--session", "small"), 64), (("ask", "hello"), 64), (("chat", "--system", "be kind " * 40), 256)],
+)
+def test_a_window_too_small_for_a_turn_is_refused_with_the_least_that_will_do(
+    kvloom: Kvloom, tiny_model: Path, tmp_path: Path, words: tuple[str, ...], window: int
+) -> None:
+    shared = ("--model", tiny_model, "--home", tmp_path / "home", "-c")
+    refused = kvloom(*words, *shared, str(window), stdin="hello\n", loom=False)
+    assert refused.code == 1
+    assert f"a window of {window} tokens is too small to talk in: the system prompt takes" in refused.err
+    assert kvloom("sessions", "list", "--json").document["sessions"] == []
+    least = refused.err.split("give ")[1].split()[0]
+    assert kvloom(*words, *shared, least, stdin="hello\n", loom=False).code == 0
 
 
 def test_hints_are_commands_of_the_command_line(stored: Kvloom) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from kvloom.cli import context_view
 from kvloom.cli.context_stats import context_stats
-from kvloom.cli.standing import AutoCompress, Standing
+from kvloom.cli.standing import AutoCompress, Standing, WindowOrigin
 from kvloom.cli.stats_view import stats_view
 from kvloom.memory.reading import MemoryKind, MemoryReading
 from kvloom.session.values import ContextUsage, LoomStatus, Segment, TierStatus
@@ -94,6 +94,16 @@ def test_the_status_box_tells_memory_guard_snapshots_policy_and_compression() ->
 @pytest.mark.parametrize("state", [state for state in AutoCompress if state is not AutoCompress.ARMED])
 def test_a_compression_that_will_not_begin_says_why(state: AutoCompress) -> None:
     assert context_view.compress_text(replace(STANDING, auto_compress=state)) == state.value
+
+
+def test_the_box_tells_where_the_window_comes_from_and_what_speaks_against_it() -> None:
+    lines = text_of(context_view.context_view(usage_of(HEAD), STATUS, STANDING, "work")).splitlines()
+    assert any("Window" in line and "8,192 tokens, the default; --context N" in line for line in lines)
+    last = replace(STANDING, window_origin=WindowOrigin.LAST, window_warning="trained for 4,096 tokens")
+    shown = text_of(context_view.context_view(usage_of(HEAD), STATUS, last, "work"))
+    assert "8,192 tokens, the one that the session was open with last" in shown
+    assert "! trained for 4,096 tokens" in shown
+    assert set(context_view.ORIGIN_TEXTS) == set(WindowOrigin)
 
 
 def test_two_gpus_are_told_apart_and_a_memory_that_nobody_could_read_is_left_out() -> None:

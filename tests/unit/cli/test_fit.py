@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ def test_a_named_memory_is_used_in_place_of_what_is_free(kvloom: Kvloom, qwen: P
     assert found["kv_bytes"] == 12_288 * found["num_cells"]
 
 
-def test_what_does_not_fit_says_what_lacks_and_is_no_failure(kvloom: Kvloom, qwen: Path) -> None:
+def test_what_does_not_fit_says_what_lacks_by_its_exit_code_too(kvloom: Kvloom, qwen: Path) -> None:
     ran = kvloom("fit", qwen, "--context", "32768", "--memory", "1GiB", loom=False)
-    assert ran.code == 0
+    assert (ran.code, ran.err) == (1, "")
     assert "it lacks" in ran.out
+    assert kvloom("fit", qwen, "--context", "32768", "--memory", "8GB", loom=False).code == 0
     found = kvloom("fit", qwen, "--context", "32768", "--memory", "1GiB", "--json", loom=False).document
     assert found["fits"] is False
     assert found["total_bytes"] > GIB
@@ -78,9 +80,32 @@ def test_the_largest_window_fits_and_the_next_step_does_not(kvloom: Kvloom, llam
 
 def test_no_window_that_fits_is_told_as_none(kvloom: Kvloom, llama: Path) -> None:
     ran = kvloom("fit", llama, "--max", "--memory", "4GB", loom=False)
-    assert ran.code == 0
+    assert ran.code == 1
     assert "none fits" in ran.out
     assert kvloom("fit", llama, "--max", "--memory", "4GB", "--json", loom=False).document["max_context"] == 0
+
+
+def test_the_largest_window_is_an_answer_where_the_one_that_was_asked_for_does_not_fit(
+    kvloom: Kvloom, llama: Path
+) -> None:
+    ran = kvloom("fit", llama, "--context", "128k", "--max", "--memory", "24GB", "--json", loom=False)
+    assert (ran.code, ran.document["fits"], ran.document["context"]) == (0, False, 131072)
+    assert ran.document["max_context"] > 2048
+
+
+def test_a_window_may_be_given_in_thousands(kvloom: Kvloom, qwen: Path) -> None:
+    for text in ("16k", "16K", "16384", "16,384", "16_384"):
+        found = kvloom("fit", qwen, "--context", text, "--memory", "8GB", "--json", loom=False).document
+        assert found["context"] == 16384, text
+
+
+@pytest.mark.parametrize("text", ["16q", "k", "1.5k", "-4", "", "٣"])
+def test_a_window_that_is_no_number_names_what_was_given_and_the_forms(kvloom: Kvloom, qwen: Path, text: str) -> None:
+    ran = kvloom("fit", qwen, f"--context={text}", "--json", loom=False)
+    assert ran.code == 2
+    said = json.loads(ran.err)["error"]["message"]
+    assert f"(16384, 16,384, 16k), got {text!r}" in said
+    assert "--context" in said
 
 
 def test_the_automatic_window_is_the_one_that_sizing_chooses(
@@ -109,9 +134,13 @@ def test_an_automatic_window_where_not_even_the_minimum_fits_is_the_minimum_and_
 
 def test_a_window_beyond_the_trained_length_is_warned_of(kvloom: Kvloom, qwen: Path) -> None:
     ran = kvloom("fit", qwen, "--context", "40000", "--memory", "16GB", loom=False)
-    assert "RoPE" in ran.out
+    assert re.search(r"^warning .* trained for 32,768 tokens, 40,000 .* RoPE", ran.out, re.MULTILINE)
     found = kvloom("fit", qwen, "--context", "40000", "--memory", "16GB", "--json", loom=False).document
     assert "32,768" in found["warning"]
+    for memory in (("--memory", "600MB"), ("--memory", "8GB,8GB")):
+        found = kvloom("fit", qwen, "--context", "40000", *memory, "--json", loom=False).document
+        assert "32,768" in found["warning"], memory
+    assert kvloom("fit", qwen, "--context", "32768", "--memory", "16GB", "--json", loom=False).document["warning"] == ""
 
 
 def test_rope_scaling_stretches_the_window_as_it_does_at_load(

@@ -68,7 +68,7 @@ def test_the_window_grows_and_shrinks_and_undo_takes_it_back(kvloom: Kvloom) -> 
     ("words", "said"),
     [
         ("size", "takes one number of tokens"),
-        ("size many", "number of tokens (16384, 16k) or auto"),
+        ("size many", "number of tokens (16384, 16,384, 16k) or auto, got 'many'"),
         ("size -4", "number of tokens"),
         ("size 40", "cannot hold the"),
         ("size 1000k", "trained for"),

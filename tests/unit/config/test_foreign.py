@@ -77,7 +77,7 @@ def test_a_buffer_may_carry_a_unit(where: Paths) -> None:
         ("context:\n  compression:\n    treshold: 1\n", 3, "did you mean `threshold`?"),
         ("model: m\ncontext:\n  snapshots:\n    count: 1\n", 4, "did you mean `maxCount`?"),
         ("context:\n  compression: true\n", 2, "`context.compression` is a group; expected enabled, preserveRecent"),
-        ("context:\n  targetSize: many\n", 2, "`context.targetSize`: Input should be a valid integer"),
+        ("context:\n  targetSize: many\n", 2, "`context.targetSize`: expected a number of tokens"),
         ("context:\n  kvQuantization: q8\n", 2, "`context.kvQuantization`: Input should be 'f16', 'q8_0' or 'q4_0'"),
         ("context:\n  vramBuffer: true\n", 2, "`context.vramBuffer`"),
         (

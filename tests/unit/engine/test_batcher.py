@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from kvloom.engine.base import Logits, Run
-from kvloom.engine.batcher import STEP_ROWS, Batcher
+from kvloom.engine.batcher import FAST_ROWS, PATIENCE, Batcher
 from kvloom.engine.fake import FakeEngine
 from kvloom.engine.turnstile import Turnstile
 from kvloom.errors import EngineError, EngineStateError
 from kvloom.types import F32Array, SamplingParams, SequenceId
 
+TEST_STEP_ROWS = 128
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -47,7 +48,7 @@ def engine() -> WatchedEngine:
 
 @pytest.fixture
 def batcher(engine: WatchedEngine) -> Iterator[Batcher]:
-    batcher = Batcher(engine, Turnstile())
+    batcher = Batcher(engine, Turnstile(), step_rows=TEST_STEP_ROWS)
     yield batcher
     batcher.close()
 
@@ -72,7 +73,7 @@ def alone(tokens: Sequence[int], num_tokens: int) -> list[int]:
 
 def replied(batcher: Batcher, engine: FakeEngine, number: int, tokens: Sequence[int], num_tokens: int) -> list[int]:
     sequence = SequenceId(number)
-    logits = batcher.decode([Run(sequence, tokens, 0, Logits.LAST)], ticket=number)[0]
+    logits = batcher.decode([Run(sequence, tokens, 0, Logits.LAST)], due=number)[0]
     assert logits is not None
     stream = batcher.stream(sequence, len(tokens), logits, engine.sampler(GREEDY), num_tokens)
     found = [chosen.token for chosen in stream]
@@ -110,9 +111,11 @@ def test_a_reply_flows_on_while_a_long_prompt_is_read(batcher: Batcher, engine: 
     stream.close()
     reader.join()
     assert tokens == alone(text, 40)
-    between = engine.batches[2:44]
-    assert between.count([1]) > 15 < between.count([STEP_ROWS]), "the prompt and the reply take turns"
-    assert all(sum(rows) <= STEP_ROWS for rows in between), "a reply never waits for more than a step"
+    rows = [sum(batch) for batch in engine.batches[1:]]
+    prefills = [place for place, count in enumerate(rows) if count > 1]
+    assert len(prefills) > 15, "the prompt and the reply take turns"
+    assert all(rows[place + 1] == 1 for place in prefills), "a reply never waits for more than a step"
+    assert all(FAST_ROWS <= rows[place] < TEST_STEP_ROWS + FAST_ROWS for place in prefills)
 
 
 def test_a_short_prompt_goes_into_the_batch_of_the_replies(batcher: Batcher, engine: WatchedEngine) -> None:
@@ -195,11 +198,11 @@ def test_a_closed_reply_is_not_decoded_any_further(batcher: Batcher, engine: Wat
     stream.close()
 
 
-def test_the_lowest_ticket_is_served_first(batcher: Batcher, engine: WatchedEngine) -> None:
+def test_what_is_due_first_is_served_first(batcher: Batcher, engine: WatchedEngine) -> None:
     engine.gate.clear()
 
     def read(number: int) -> None:
-        batcher.decode([Run(SequenceId(number), prompt(number, 50), 0)], ticket=number)
+        batcher.decode([Run(SequenceId(number), prompt(number, 50), 0)], due=number)
 
     threads = []
     for number in (9, 5, 7, 3):
@@ -214,6 +217,31 @@ def test_the_lowest_ticket_is_served_first(batcher: Batcher, engine: WatchedEngi
         thread.join()
     assert engine.sequences[0] == 9, "it was alone when it came"
     assert engine.sequences[1:] == [3, 5, 7]
+
+
+def test_a_short_prompt_passes_long_ones_and_a_long_one_is_not_passed_for_ever(engine: WatchedEngine) -> None:
+    batcher = Batcher(engine, Turnstile())
+    long = batcher.due(1000)
+    assert batcher.due(50) < long, "shorter, it goes first"
+    batcher.decode([Run(SequenceId(1), prompt(1, PATIENCE * 1000), 0)])
+    assert batcher.due(50) > long, "what comes now has to wait"
+    batcher.close()
+
+
+def test_whoever_has_the_turn_goes_on_before_the_replies_do(engine: WatchedEngine) -> None:
+    """What comes in several calls is not interrupted by a step between each two of them."""
+    turnstile = Turnstile()
+    batcher = Batcher(engine, turnstile, step_rows=1000)
+    logits = batcher.decode([Run(SequenceId(1), prompt(1, 20), 0, Logits.LAST)])[0]
+    assert logits is not None
+    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(GREEDY), 10_000)
+    with turnstile:
+        for start in range(0, 900, 300):
+            batcher.decode([Run(SequenceId(2), prompt(2, 900)[start : start + 300], start)])
+    stream.close()
+    batcher.close()
+    first = engine.batches.index([300])
+    assert engine.batches[first : first + 3] == [[300]] * 3
 
 
 def test_closing_ends_whoever_waits(engine: WatchedEngine) -> None:

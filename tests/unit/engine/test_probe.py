@@ -19,7 +19,8 @@ CRASH = "import os, signal, sys\nif sys.argv[2] in {flags!r}:\n    os.kill(os.ge
 @pytest.fixture
 def settings(tmp_path: Path) -> LoadSettings:
     path = write_tiny(tmp_path / "tiny.gguf", TinyModel())
-    return LoadSettings(path, 256, max_sequences=2, num_threads=1, cache_dir=tmp_path / "cache")
+    cache = tmp_path / "cache"
+    return LoadSettings(path, 256, max_sequences=2, num_threads=1, extra_buffers=False, cache_dir=cache)
 
 
 def crash_with(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_an_ollama_on_another_machine_is_not_measured_by_this_ones_memory(
     code, out, _ = kvloom("fit", f"ollama:{MODEL}", "--json")
     assert (code, json.loads(out)["fits"]) == (0, None)
     code, out, _ = kvloom("fit", f"ollama:{MODEL}", "--memory", "4GB", "--json")
-    assert (code, json.loads(out)["fits"]) == (0, False)
+    assert (code, json.loads(out)["fits"]) == (1, False)
 
 
 def test_layers_on_several_gpus_need_the_file(llama: RecordedOllama, kvloom: Kvloom) -> None:

@@ -247,7 +247,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 0}, "value_below_minimum", "max_tokens"),
     ({"max_tokens": 100_001}, "value_above_maximum", "max_tokens"),
     ({"max_tokens": "5"}, "invalid_type", "max_tokens"),
-    ({"max_tokens": 5, "max_completion_tokens": 6}, "invalid_value", ""),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "invalid_value", "max_tokens"),
     ({"temperature": -1}, "value_below_minimum", "temperature"),
     ({"n": 17}, "invalid_value", "n"),
     ({"stop": [""]}, "invalid_value", "stop"),
@@ -256,8 +256,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"x": 1}}, "invalid_value", "logit_bias"),
     ({"logit_bias": {"²": 1}}, "invalid_value", "logit_bias"),
     ({"logit_bias": {"5": 101}}, "value_above_maximum", "logit_bias.5"),
-    ({"top_logprobs": 2}, "invalid_value", ""),
-    ({"stream_options": {"include_usage": True}}, "invalid_value", ""),
+    ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
+    ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
     ({"seed": 2**64}, "value_above_maximum", "seed"),
     ({"kvloom": {"overflow": "lifo"}}, "invalid_value", "kvloom.overflow"),
     ({"messages": []}, "value_below_minimum", "messages"),
@@ -267,7 +267,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
      "messages[0].content[0].type"),
     ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
     ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
-    ({"tool_choice": "required"}, "invalid_value", ""),
+    ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
     ({"tools": [WEATHER] * 65}, "invalid_value", "tools"),
 ]  # fmt: skip
 

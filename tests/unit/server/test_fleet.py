@@ -15,7 +15,7 @@ from kvloom.errors import ConfigError, EngineMemoryError, ModelFormatError, Mode
 from kvloom.server.app import create_app
 from kvloom.server.auth import LOCAL_TENANT
 from kvloom.server.errors import ApiError, to_api_error
-from kvloom.server.fleet import Fleet, FleetLease
+from kvloom.server.fleet import Fleet, FleetLease, make_fleet
 from kvloom.server.registry_file import ModelEntry, Registry, ServedModel
 from kvloom.session.requests import RawPrompt, Request
 from kvloom.types import SamplingParams
@@ -442,3 +442,18 @@ async def test_no_room_and_an_unknown_model_are_answers_in_openais_shape(tmp_pat
     assert (busy.status_code, busy.json()["error"]["code"]) == (503, "model_no_room")
     assert int(busy.headers["retry-after"]) > 0
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+# -- models that are elsewhere --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/v1#other", "ollama:llama3"])
+def test_a_model_behind_an_endpoint_is_refused_with_what_to_do_instead(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ConfigError, match=r"runs behind an endpoint") as told:
+        make_fleet(load_settings({"model": address}), tmp_path)
+    assert address in str(told.value)
+    assert "kvloom chat" in str(told.value)
+    file = tmp_path / "models.yaml"
+    file.write_text(f"models:\n  - id: here\n    model: {address}\n")
+    with pytest.raises(ConfigError, match=r"models\.yaml"):
+        make_fleet(load_settings({"server": {"models": str(file)}}), tmp_path)

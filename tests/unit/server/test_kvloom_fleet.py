@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from kvloom.config import Settings
+from kvloom.engine.fake import FakeEngine
 from kvloom.server.app import create_app
+from kvloom.session.loom import Loom
+from kvloom.session.values import ProgressCallback
 from tests.unit.server.fleets import fleet_of
 from tests.unit.server.kvloom_api import CHUNKS, PLAIN, SESSIONS, Api
 from tests.unit.server.scripted import client_of
+from tests.unit.session.fakes import fake_loom
 
 pytestmark = pytest.mark.anyio
 
@@ -69,3 +74,53 @@ async def test_idle_sessions_give_their_model_back_where_another_needs_its_room(
         again = await api.ask(first, "Three?")
         assert models_in_use(api) == ["a"]
     assert again["number"] == 2
+
+
+def _entries(home: Path, looms: list[Loom]) -> set[str]:
+    """What lies on disk, in the RAM of open looms and on their devices."""
+    found = set[str]()
+    for loom in looms:
+        if not loom._closed:
+            loom.flush()
+            found.update(loom.store.ids())
+            with loom.device.lock:
+                found.update(resident.entry for _, resident in loom.device.residents())
+    return {*found, *(path.stem for path in home.rglob("*.kve"))}
+
+
+@pytest.mark.parametrize("num_models", [None, 1.5], ids=["all loaded", "one at a time"])
+async def test_a_purge_reaches_every_model_and_what_requests_computed_behind_the_chunk(
+    tmp_path: Path, num_models: float | None
+) -> None:
+    left: list[set[str]] = []
+    for name, text in (("home", "the secret word is xylophone " * 8), ("other", "the secret word is marimbas. " * 8)):
+        looms: list[Loom] = []
+
+        def opened(model: str, settings: Settings, _: ProgressCallback, name: str = name) -> Loom:
+            seed = 1 if Path(model).stem == "a" else 2
+            looms.append(fake_loom(tmp_path / name, FakeEngine(2048, seed=seed), context=settings.context))  # noqa: B023
+            return looms[-1]  # noqa: B023
+
+        fleet, _, _ = fleet_of(tmp_path, "ab", num_models)
+        fleet._open_model = opened
+        app = create_app(fleet, fleet._settings.server)
+        async with client_of(app) as client:
+            lease = await fleet.acquire("a", "local")
+            api = Api(client, app, lease.loom)
+            lease.release()
+            chunk = await api.chunk(text, "text")
+            content = [{"type": "text", "text": "read"}, {"type": "kvloom_chunk", "id": chunk},
+                       {"type": "text", "text": "and tell what it says " * 4}]  # fmt: skip
+            for model in "ab":
+                messages = [{"role": "system", "content": "Answer. " * 4}, {"role": "user", "content": content}]
+                body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0}
+                await api.do("POST", "/v1/chat/completions", body)
+            before = _entries(tmp_path / name, looms)
+            assert sum(not loom._closed for loom in looms) == (2 if num_models is None else 1)
+            if name == "home":
+                purged = await api.do("DELETE", f"{CHUNKS}/{chunk}?purge=true&model=b")
+                assert purged["freed_bytes"] > len(text)
+                after = _entries(tmp_path / name, looms)
+            left.append(before)
+    independent = left[0] & left[1]
+    assert after == independent < left[0], "what the other text leaves as well owes nothing to this one"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvloom.errors import ContextOverflowError, UsageError
+from kvloom.session.completions import IDLE_TOKENS
 from kvloom.session.loom import Loom
 from kvloom.session.requests import (
     ChatMessage,
@@ -21,7 +22,7 @@ from kvloom.session.requests import (
 )
 from kvloom.types import Fidelity, SamplingParams
 from tests.unit.session.crowd import alone, crowd_of
-from tests.unit.session.fakes import engine_of, fake_loom
+from tests.unit.session.fakes import RecurrentEngine, engine_of, fake_loom
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -271,3 +272,73 @@ def test_a_crowd_that_comes_and_goes_gets_the_replies_of_the_lonely(tmp_path: Pa
     assert crowd.num_left
     with fake_loom(tmp_path / "other", context=context) as other:
         assert crowd.replies == {number: {alone(other, int(number))} for number in crowd.replies}
+
+
+# -- engines whose state cannot be taken apart ----------------------------------------------------------------------
+
+
+def talk_of(loom: Loom, *questions: str, max_tokens: int = 12) -> list[Completion]:
+    """A conversation as clients hold it: everything that was said comes with each question."""
+    said_so_far, replies = [said("system", "Answer. " * 30)], list[Completion]()
+    for question in questions:
+        said_so_far.append(said("user", question))
+        replies.append(complete(loom, chat(*said_so_far, max_tokens=max_tokens)))
+        said_so_far.append(said("assistant", replies[-1].text))
+    return replies
+
+
+def test_a_conversation_that_goes_on_continues_a_state_that_cannot_be_taken_apart(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "home", RecurrentEngine()) as loom:
+        replies = talk_of(loom, "what? " * 60, "and then?", "and why?")
+        for reply in replies[1:]:
+            assert reply.usage.computed_tokens < 40
+            assert reply.usage.reused_tokens == reply.usage.prompt_tokens - reply.usage.computed_tokens > 360
+        assert len({owner for owner, _ in loom.device.residents()}) == 1, "the state went over, and is there once"
+    with fake_loom(tmp_path / "other") as other:
+        assert [one.text for one in replies] == [
+            one.text for one in talk_of(other, "what? " * 60, "and then?", "and why?")
+        ]
+
+
+def test_such_a_state_is_longer_than_what_others_keep_and_goes_when_its_cells_are_needed(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "home", RecurrentEngine(num_cells=4096), context=4096 - 640) as loom:
+        first, second = talk_of(loom, "what? " * 400, "and then?")
+        assert first.usage.prompt_tokens > IDLE_TOKENS
+        assert second.usage.computed_tokens < 40
+        assert complete(loom, chat(said("user", "word " * 500), max_tokens=40)).usage.reused_tokens == 0
+        assert not loom.device.num_busy()
+
+
+def test_conversations_at_once_go_on_in_their_own_states(tmp_path: Path) -> None:
+    found: dict[int, list[Completion]] = {}
+    asked = {number: [f"question {number} " * 20, f"and {number}?", f"or {number}?"] for number in range(5)}
+    with fake_loom(tmp_path / "home", RecurrentEngine(num_cells=8192)) as loom:
+
+        def hold(number: int) -> None:
+            found[number] = talk_of(loom, *asked[number])
+
+        threads = [threading.Thread(target=hold, args=(number,)) for number in asked]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for replies in found.values():
+        assert all(reply.usage.computed_tokens < 60 for reply in replies[1:])
+    with fake_loom(tmp_path / "other") as other:
+        for number, replies in found.items():
+            assert [one.text for one in replies] == [one.text for one in talk_of(other, *asked[number])]
+
+
+def test_what_another_tenant_has_computed_is_not_continued(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "home", RecurrentEngine()) as loom:
+        talk_of(loom.tenant("one"), "what? " * 60, "and then?")
+        assert all(not reply.usage.reused_tokens for reply in talk_of(loom.tenant("other"), "what? " * 60)[:1])
+
+
+@pytest.mark.parametrize("other", ["another beginning", "what? " * 60 + "with another end"])
+def test_a_state_is_continued_by_what_begins_with_all_of_it_only(tmp_path: Path, other: str) -> None:
+    with fake_loom(tmp_path / "home", RecurrentEngine()) as loom:
+        talk_of(loom, "what? " * 60)
+        assert talk_of(loom, other)[0].usage.reused_tokens == 0
+        again = talk_of(loom, "what? " * 60, "and then?")
+        assert again[1].usage.computed_tokens < 40

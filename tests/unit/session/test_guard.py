@@ -149,6 +149,73 @@ def test_memory_that_rises_on_while_a_reply_runs_holds_up_neither_the_monitor_no
     assert loom.engine.num_cells == 0
 
 
+def asked(session: Session) -> tuple[str, ...]:
+    """The notices of a short reply."""
+    return session.generate("And?", max_tokens=2, temperature=0.0).notices
+
+
+def test_a_notice_on_the_machine_reaches_each_tenant_once(loom: Loom) -> None:
+    tenants = [loom, loom.tenant("one"), loom.tenant("two")]
+    sessions = [tenant.session() for tenant in tenants]
+    look(loom, 0.82)
+    later = loom.tenant("three").session()
+    for session in sessions:
+        assert sum("82%" in notice for notice in asked(session)) == 1
+        assert asked(session) == ()
+    assert asked(later) == (), "it was not here when it happened"
+    look(loom, 0.97)
+    look(loom, 0.5)
+    for session in (*sessions, later):
+        told = asked(session)
+        assert [("new work is refused" in one, "accepted again" in one) for one in told] == [
+            (True, False),
+            (False, True),
+        ]
+
+
+def test_what_was_done_to_a_conversation_is_told_to_its_tenant_alone(loom: Loom) -> None:
+    one, two = loom.tenant("one"), loom.tenant("two")
+    mine, other, theirs = one.session(name="mine"), one.session(name="other"), two.session()
+    theirs.resize(3000)
+    idle = loom.tenant("idle").session()
+    idle.resize(512)  # as small as the guard makes any
+    look(loom, 0.92)
+    assert (mine.window, theirs.window, idle.window) == (2048, 1500, 512)
+    [told] = asked(mine)
+    assert "the window of session mine went from 4096 to 2048 tokens" in told
+    assert "the window of session other went from 4096 to 2048 tokens" in told
+    assert asked(other) == ()
+    [told] = asked(theirs)
+    assert "the window went from 3000 to 1500 tokens" in told
+    assert "4096" not in told
+    [told] = asked(idle)
+    assert "the window went" not in told
+    for text in (notice.text for notice in loom.guard.notices):
+        assert "the window" not in text
+    assert [len(loom.guard.notices_of(tenant)) for tenant in (loom, one, two)] == [1, 1, 1]
+
+
+def test_what_fails_is_told_in_full_to_the_loom_itself_only(loom: Loom, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, own = loom.tenant("one").session(), loom.session()
+
+    def fail() -> int:
+        raise OSError(28, "No space left on device", "/home/two/secret")
+
+    monkeypatch.setattr(loom.store, "cool", fail)
+    look(loom, 0.82)
+    [told] = asked(theirs)
+    assert "not everything could be done" in told and "secret" not in told
+    [told] = asked(own)
+    assert "secret" in told
+
+
+def test_a_tenant_that_was_closed_is_told_nothing_and_kept_by_nothing(loom: Loom) -> None:
+    gone = loom.tenant("one")
+    gone.close()
+    look(loom, 0.82)
+    assert loom.guard.notices_of(gone) == () == loom.guard.take_notices(gone)
+
+
 def test_can_allocate_and_safe_limit_follow_the_readings(loom: Loom) -> None:
     assert loom.guard.can_allocate(10**9), "nothing is known yet"
     assert loom.guard.safe_limit() is None

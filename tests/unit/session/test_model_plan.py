@@ -101,10 +101,10 @@ def test_cells_for_more_replies_come_of_what_nobody_needs(model: Path) -> None:
     assert alone.settings.pool_tokens == 8 * 1024
     tight = one.plan(ALONE, bytes_of(model, 1024), 8)
     assert tight.settings.pool_tokens == 0
-    budget = 2 * bytes_of(model, 1024)
+    budget = bytes_of(model, 1024) + (alone.needed_bytes - bytes_of(model, 1024)) * 6 // 5
     others = Others(waiting_bytes=bytes_of(model, 1024), num_models=1)
     beside = one.plan(others, budget, 8)
-    assert beside.needed_bytes <= bytes_of(model, 1024) + (budget - bytes_of(model, 1024)) // 2
+    assert beside.needed_bytes <= budget - others.waiting_bytes
     assert one.plan(ALONE, budget, 8).needed_bytes > beside.needed_bytes
 
 

@@ -426,7 +426,7 @@ def test_a_size_below_what_is_used_or_beyond_the_model_is_refused_with_the_numbe
 def test_the_least_size_that_a_refusal_names_is_accepted_and_no_smaller_one_is(loom: Loom, num_turns: int) -> None:
     chat = loom.session()
     fill(chat, num_turns)
-    with pytest.raises(UsageError, match="in use") as refused:
+    with pytest.raises(UsageError, match="in use" if num_turns == 6 else "short question") as refused:
         chat.resize(1)
     named = re.search(r"give (\d+) or more", str(refused.value))
     assert named is not None
@@ -434,6 +434,28 @@ def test_the_least_size_that_a_refusal_names_is_accepted_and_no_smaller_one_is(l
     with pytest.raises(UsageError, match=f"give {least} or more"):
         chat.resize(least - 1)
     assert chat.resize(least) == least
+
+
+def test_a_window_without_room_for_one_short_turn_is_refused_by_the_numbers_of_the_prompt(tmp_path: Path) -> None:
+    for reserve_tokens in (0, 64, 1024):
+        home = tmp_path / str(reserve_tokens)
+        with fake_loom(home, context=WINDOW, reserve_tokens=reserve_tokens) as loom:
+            chat = loom.session(system="Be kind.")
+            head, frame = chat.usage().used, len(chat._asking.question("", chat.manifest).tokens)
+            with pytest.raises(UsageError, match=f"prompt takes {head}, .* {frame}, a short question 32") as refused:
+                chat.resize(64)
+            least = int(str(refused.value).split("give ")[1].split()[0])
+            assert chat.resize(least) == least
+            usage = chat.usage()
+            assert usage.free - usage.reserve >= frame + 32
+            assert usage.free >= frame + 32 + 64
+            assert ask(chat, "x" * 32, max_tokens=64) is not None
+
+
+def test_a_longer_system_prompt_asks_for_a_larger_window(loom: Loom) -> None:
+    chat = loom.session(system="Be kind. " * 20)
+    with pytest.raises(UsageError, match="too small to talk in"):
+        chat.resize(256)
 
 
 def test_a_size_that_memory_does_not_have_leaves_the_old_one(loom: Loom) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli import amounts
-from kvloom.cli.options import LOOM, TALK, Options, takes
+from kvloom.cli.options import LOOM, TALK, Options, num_tokens, takes
 from kvloom.errors import ContentError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def ask(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, metavar="N", help="Longest reply, in tokens.")
+        int | None,
+        typer.Option("--max-tokens", metavar="N", parser=num_tokens(1), help="Longest reply, in tokens."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", min=0, metavar="T", help="0 always takes the likeliest token.")

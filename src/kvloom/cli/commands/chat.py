@@ -80,11 +80,11 @@ def open_session(options: Options, loom: Loom, name: str | None, latest: bool, s
         except UnknownSessionError:
             if ID_PATTERN.fullmatch(name):
                 raise
-            fresh = new_session(loom, system)
+            fresh = new_session(options, loom, system)
             fresh.rename(name)
             return fresh
     if found is None:
-        return new_session(loom, system)
+        return new_session(options, loom, system)
     if system is not None:
         found.set_system(system)
     if options.fidelity is not None:
@@ -92,9 +92,17 @@ def open_session(options: Options, loom: Loom, name: str | None, latest: bool, s
     return found
 
 
-def new_session(loom: Loom, system: str | None) -> Session:
-    """A session with this system prompt, or with that of the settings, so that /system shows what the model sees."""
-    return loom.session(system=loom.settings.system if system is None else system)
+def new_session(options: Options, loom: Loom, system: str | None) -> Session:
+    """A session with this system prompt, or with that of the settings, so that /system shows what the model sees.
+
+    Raises UsageError where a window was asked for that has no room for a turn behind it.
+    """
+    from kvloom.session.least_window import check_window
+
+    text = loom.settings.system if system is None else system
+    if options.context is not None:
+        check_window(loom, options.context, text)
+    return loom.session(system=text)
 
 
 def register(app: typer.Typer) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FIT = ("context", "kv_type", "home", "json")
 
+EXIT_DOES_NOT_FIT = 1
+
 MIN_MEMORY_BYTES = 1024**2
 """A smaller --memory is a forgotten unit."""
 
@@ -78,6 +80,8 @@ def fit(
 
     Weights, KV and buffers, before anything is loaded. Without --context the window is the one that a chat would
     choose: it leaves the reserve free and stays below the guard's soft limit.
+
+    Exit code 1 where it does not fit; with --max where no window does.
     """
     from kvloom.config import load_settings
 
@@ -86,7 +90,11 @@ def fit(
     if subject.notes and gpus is not None:
         raise UsageError("--gpus needs the sizes of single layers, which an endpoint does not tell: name the GGUF file")
     places = find_places(memory, gpus) if subject.is_here or memory is not None else Places((), 0, "")
-    options.output.emit(*Forecast(subject, settings, places).result(want_max=max_))
+    forecast = Forecast(subject, settings, places)
+    options.output.emit(*forecast.result(want_max=max_))
+    # With --max the question is whether any window fits.
+    if not forecast.most() if max_ else places.rooms and not forecast.fits(forecast.window):
+        raise typer.Exit(EXIT_DOES_NOT_FIT)
 
 
 ENDPOINT_NOTES = (
@@ -179,7 +187,7 @@ class Forecast:
     def result(self, *, want_max: bool) -> tuple[dict[str, object], str]:
         data, rows = self._data(), self._rows()
         if want_max:
-            most = self._most()
+            most = self.most()
             data["max_context"] = most
             rows.append(("largest window", f"{amounts.tokens(most)} tokens" if most else "none fits"))
         return data, "\n".join(f"{name:<16} {value}" for name, value in rows)
@@ -227,7 +235,7 @@ class Forecast:
         window = max(least, largest_fitting(self.fits, ceiling, WINDOW_STEP))
         return window, "what was wanted" if window == ceiling else "what fits", ""
 
-    def _most(self) -> int:
+    def most(self) -> int:
         """The largest window up to the trained length that fits, 0 where none does. Raises UsageError."""
         from kvloom.memory.sizing import WINDOW_STEP
         from kvloom.model.footprint import UNKNOWN_LENGTH, largest_fitting
@@ -235,6 +243,12 @@ class Forecast:
         if not self.places.rooms:
             raise UsageError("the memory is not known here, so no largest window either; give it with --memory")
         return largest_fitting(self.fits, self.longest or UNKNOWN_LENGTH, WINDOW_STEP)
+
+    def _beyond(self) -> str:
+        """Whatever the memory is: what is to be said of a window beyond the trained length."""
+        from kvloom.memory.sizing import beyond_trained
+
+        return beyond_trained(self.window, self.longest)
 
     def _data(self) -> dict[str, object]:
         shape, found, settings, rooms = self.subject.shape, self.footprint, self.settings, self.places.rooms
@@ -244,7 +258,7 @@ class Forecast:
             "trained_context": shape.context_length,
             "context": self.window,
             "reason": self.reason,
-            "warning": self.warning,
+            "warning": self.warning or self._beyond(),
             "refusal": self.refusal,
             "num_cells": found.num_cells,
             "kv_type_k": settings.k_type,
@@ -290,8 +304,8 @@ class Forecast:
             rows.append(("host", _part_text(self.split.host)))
         elif self.places.rooms:
             rows.append((self.places.origin, amounts.size(self.places.rooms[0].available_bytes) + self._verdict(0)))
-        if 0 < self.longest < self.window:
-            rows.append(("note", "beyond the trained length it answers badly unless RoPE scaling is set"))
+        if beyond := self._beyond():
+            rows.append(("warning", beyond))
         if not found.is_complete:
             rows.append(("note", "this model has a recurrent state beside its KV, which is not in these numbers"))
         rows += [("note", note) for note in self.subject.notes]

@@ -10,6 +10,8 @@ from kvloom.cli import amounts
 from kvloom.cli.options import LOOM, Options, takes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
 
     from kvloom.session.loom import Loom
@@ -37,31 +39,37 @@ def list_(options: Options) -> None:
 @takes(LOOM)
 def show(options: Options, ref: RefArgument) -> None:
     """Show a session's turns and its context."""
+    from kvloom.cli.stored import open_as_last
     from kvloom.session.stored import ModelNeededError
 
     output = options.output
     with output.progress() as progress:
+
+        def shown(opens: Callable[[Options], Loom]) -> tuple[dict[str, object], RenderableType]:
+            loom, is_as_last = open_as_last(options, ref, opens)
+            with loom:
+                return _shown(loom, ref, is_as_last=is_as_last)
+
         try:
-            with options.open_stored(progress) as loom:
-                data, view = _shown(loom, ref)
+            data, view = shown(lambda chosen: chosen.open_stored(progress))
         except ModelNeededError:
-            with options.open_loom(progress) as loom:
-                data, view = _shown(loom, ref)
+            data, view = shown(lambda chosen: chosen.open_loom(progress))
     output.emit(data, view)
 
 
-def _shown(loom: Loom, ref: str) -> tuple[dict[str, object], RenderableType]:
+def _shown(loom: Loom, ref: str, *, is_as_last: bool) -> tuple[dict[str, object], RenderableType]:
     """A session as data and for people."""
     from rich.console import Group
 
     from kvloom.cli.context_view import context_rows, context_view
     from kvloom.cli.resume import find_session, resume
-    from kvloom.cli.standing import read_standing
+    from kvloom.cli.standing import WindowOrigin, read_standing
 
     info = find_session(loom, ref)
     with resume(loom, info.id) as session:
         turns, usage, status = session.history(), session.usage(), loom.status()
-        system, standing = session.system, read_standing(loom, session)
+        system = session.system
+        standing = read_standing(loom, session, WindowOrigin.LAST if is_as_last else None)
     data: dict[str, object] = {
         "session": info, "system": system, "turns": turns, "usage": usage, "rows": context_rows(usage.segments),
     }  # fmt: skip

@@ -12,7 +12,7 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.commands.ask import STANDARD_INPUT, read_text
-from kvloom.cli.options import LOOM, Options, takes
+from kvloom.cli.options import LOOM, Options, num_tokens, takes
 from kvloom.errors import ContentError
 
 
@@ -36,7 +36,9 @@ class Kept:
 def truncate(
     options: Options,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file; - is standard input.")],
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=0, metavar="N", help="What the result may take.")],
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", metavar="N", parser=num_tokens(), help="What the result may take.")
+    ],
     keep: Annotated[End, typer.Option("--keep", help="What stays: the head, the tail, or both ends.")] = End.HEAD,
     marker: Annotated[
         str | None,

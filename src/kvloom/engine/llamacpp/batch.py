@@ -19,6 +19,8 @@ from kvloom.engine.base import Logits, Run
 __all__ = ["BatchLimits", "NativeBatch", "Piece", "balance_tokens", "cut"]
 
 
+FAST_ROWS = 64
+"""Rows from which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q), f16 K and V only."""
 QUANTUM_COST = 54.0
 TILED_COST = 16.5
 """What a batch of 64 rows costs, in single rows of the slow path: its products with the weights, and its attention.

@@ -8,6 +8,7 @@ their bytes and set again.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
 
 import llama_cpp
@@ -17,6 +18,7 @@ from kvloom.engine.base import Capabilities, Embedder, Engine, Logits, PlacedRow
 from kvloom.engine.books import MAX_POSITION, CellBooks
 from kvloom.engine.grammar import GrammarGuides
 from kvloom.engine.llamacpp import batch, state
+from kvloom.engine.llamacpp.aside import Aside
 from kvloom.engine.llamacpp.casting import GgmlRowCaster
 from kvloom.engine.llamacpp.embedder import LlamaCppEmbedder, can_embed, forecast_bytes
 from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSettings, NativeModel
@@ -41,8 +43,8 @@ from kvloom.types import (
 
 __all__ = ["LlamaCppEngine"]
 
-PREFILL_QUANTUM = 64
-"""Rows from which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q), f16 K and V only."""
+_logger = logging.getLogger(__name__)
+
 NO_SLOT = 1
 """llama_decode's answer when it found no cells; the cache is as before."""
 
@@ -76,7 +78,7 @@ class LlamaCppEngine(Engine):
         # "All layers on the GPU" is the default, and most builds have none.
         self.uses_accelerator = settings.num_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
         has_tiles = not self.uses_accelerator and {settings.kv_type_k, settings.kv_type_v} == {KVType.F16}
-        quantum = PREFILL_QUANTUM if has_tiles else 1
+        quantum = batch.FAST_ROWS if has_tiles else 1
         balance = batch.balance_tokens(
             llama_cpp.llama_model_n_params(native.model),
             llama_cpp.llama_model_n_embd(native.model),
@@ -98,6 +100,9 @@ class LlamaCppEngine(Engine):
             prefill_quantum=quantum,
             why_not=found.why_not,
         )
+        self._aside: Aside | None = None
+        if settings.aside_cells and has_tiles and found.can_move_kv:
+            self._aside = Aside(native, settings.aside_cells)
 
     # --- computing ----------------------------------------------------------------------------------------------------
 
@@ -105,7 +110,10 @@ class LlamaCppEngine(Engine):
         self._check_runs(runs)
         results: list[F32Array | None] = [None] * len(runs)
         try:
-            if len(runs) == 1 and len(runs[0].tokens) == 1:
+            aside = self._aside_for(runs)
+            if aside is not None:
+                results[0] = self._decode_aside(aside, runs[0])
+            elif len(runs) == 1 and len(runs[0].tokens) == 1:
                 self._decode_native(self._batch.put_one(runs[0]))
                 if runs[0].logits is not Logits.NONE:
                     logits = self._logits(1)
@@ -118,10 +126,42 @@ class LlamaCppEngine(Engine):
                     self._decode_pieces(runs, pieces, num_padding, results)
             for run in runs:
                 self._books.append(run.sequence, run.start, len(run.tokens))
+                if aside is None:
+                    self._changed(run.sequence)
         except BaseException:  # KeyboardInterrupt comes between native batches
             self._take_back(runs)
             raise
         return results
+
+    def _aside_for(self, runs: Sequence[Run]) -> Aside | None:
+        """The context beside the common one where that is quicker."""
+        if self._aside is None or len(runs) != 1:
+            return None
+        num_held = self._books.num_tokens(runs[0].sequence)
+        if not self._aside.is_worth(runs[0], num_held, self.used_cells() - num_held):
+            return None
+        try:
+            self._aside.open()
+        except EngineMemoryError as error:
+            _logger.warning("prefills beside other replies stay slower: %s", error)
+            self._aside = None
+        return self._aside
+
+    def _decode_aside(self, aside: Aside, run: Run) -> F32Array | None:
+        if not aside.holds(run.sequence, run.start):
+            num_held = self._books.num_tokens(run.sequence)
+            aside.take(run.sequence, self._state_of(run.sequence) if num_held else np.empty(0, np.uint8), run.start)
+        data, logits = aside.decode(run)
+        self._set_state(data, self._pad_sequence)
+        stop = run.start + len(run.tokens)
+        llama_cpp.llama_memory_seq_cp(self._native.memory, self._pad_sequence, run.sequence, run.start, stop)
+        llama_cpp.llama_memory_seq_rm(self._native.memory, self._pad_sequence, -1, -1)
+        return logits
+
+    def _changed(self, sequence: SequenceId) -> None:
+        """What the context beside this one holds of the sequence is not true any more."""
+        if self._aside is not None:
+            self._aside.forget(sequence)
 
     def _padding(self, runs: Sequence[Run], num_rows: int, *, is_part: bool) -> int:
         """Dummy rows for a batch, as far as there are cells for them.
@@ -216,6 +256,7 @@ class LlamaCppEngine(Engine):
     def _take_back(self, runs: Sequence[Run]) -> None:
         """Remove whatever of the runs is in the cache and in the books."""
         for run in runs:
+            self._changed(run.sequence)
             self._books.remove(run.sequence, run.start, None)
             if not llama_cpp.llama_memory_seq_rm(self._native.memory, run.sequence, run.start, -1):
                 # Recurrent state cannot be cut: the sequence is lost, and says so by being empty.
@@ -232,6 +273,7 @@ class LlamaCppEngine(Engine):
         if start == stop:
             return
         self._need_whole(source, start, stop)
+        self._changed(target)
         llama_cpp.llama_memory_seq_cp(self._native.memory, source, target, start, stop)
         self._books.copy(source, target, start, stop)
 
@@ -239,6 +281,7 @@ class LlamaCppEngine(Engine):
         self._check_sequence(sequence)
         self._books.check_range(sequence, start, stop)
         self._need_whole(sequence, start, stop)
+        self._changed(sequence)
         if not llama_cpp.llama_memory_seq_rm(self._native.memory, sequence, start, -1 if stop is None else stop):
             raise EngineStateError(f"llama.cpp could not take positions out of sequence {sequence}: {recent_errors()}")
         self._books.remove(sequence, start, stop)
@@ -279,6 +322,12 @@ class LlamaCppEngine(Engine):
             return
         data = self._writer.assemble(ordered, sequence, lay)
         self._books.remove(sequence, 0, None)
+        self._changed(sequence)
+        self._set_state(data, sequence)
+        for part in ordered:
+            self._books.append(sequence, part.position, part.rows.num_tokens)
+
+    def _set_state(self, data: U8Array, sequence: int) -> None:
         pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
         taken = llama_cpp.llama_state_seq_set_data(self._native.context, pointer, data.size, sequence)
         if taken != data.size:
@@ -287,8 +336,6 @@ class LlamaCppEngine(Engine):
                 f"llama.cpp took {taken} of {data.size} state bytes for sequence {sequence}, which is empty now: "
                 f"{recent_errors()}"
             )
-        for part in ordered:
-            self._books.append(sequence, part.position, part.rows.num_tokens)
 
     def _check_parts(self, sequence: int, parts: Sequence[PlacedRows]) -> list[PlacedRows]:
         ordered = sorted((part for part in parts if part.rows.num_tokens), key=lambda part: part.position)
@@ -308,10 +355,15 @@ class LlamaCppEngine(Engine):
         return ordered
 
     def _read_native(self, sequence: int) -> tuple[I32Array, KVRows]:
+        data = self._state_of(sequence)
+        return state.rows_of(data, state.parse(data), self.layout)
+
+    def _state_of(self, sequence: int) -> U8Array:
+        """Its state's bytes, valid until the next call."""
         data = read_state(self._native.context, sequence, self._state_buffer)
         if data.size > self._state_buffer.size:
             self._state_buffer = data
-        return state.rows_of(data, state.parse(data), self.layout)
+        return data
 
     def _need_whole(self, sequence: int, start: int, stop: int | None) -> None:
         """Recurrent state is one for all tokens. llama.cpp would take a part of a range silently as nothing, or all."""
@@ -357,6 +409,8 @@ class LlamaCppEngine(Engine):
 
     def resize(self, num_cells: int) -> None:
         self._check_sequence(0, needs_cells=False)
+        if self._aside is not None:
+            self._aside.close()  # its cells, too, where all are given back; what it held is gone
         try:
             self._native.resize(num_cells)
         finally:
@@ -365,6 +419,8 @@ class LlamaCppEngine(Engine):
             self._state_buffer = np.empty(0, np.uint8)
 
     def close(self) -> None:
+        if self._aside is not None:
+            self._aside.close()
         self._native.close()
         self._writer.release()
         self._state_buffer = np.empty(0, np.uint8)

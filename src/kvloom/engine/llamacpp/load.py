@@ -63,11 +63,12 @@ class RopeOverrides:
 class LoadSettings:
     """What to load, and how.
 
-    `num_cells`: tokens that all sequences together may hold (rounded up to 256). `num_gpu_layers`: 0 keeps all on the
+    `num_cells`: tokens that all sequences together may hold (rounded up to 256). `aside_cells`: those of a context of
+    its own for prefills beside many cells of others (see `aside`); 0: none. `num_gpu_layers`: 0 keeps all on the
     CPU, a negative number gives all to the GPU. `num_threads` 0 takes the CPU's cores. `extra_buffers`: let ggml repack
     the weights for this CPU, where a trial shows that it does not crash (AMX does inside some virtual machines: see
-    `probe`). `cache_dir`: where the answers of that trial and of the self-test are remembered; None skips the trial
-    and tests at every load.
+    `probe`). `cache_dir`: where the answers of that trial and of the self-test are remembered; None skips the trial,
+    repacks nothing and tests at every load.
     """
 
     path: Path
@@ -75,9 +76,10 @@ class LoadSettings:
     kv_type_k: KVType = KVType.F16
     kv_type_v: KVType = KVType.F16
     max_sequences: int = 32
+    aside_cells: int = 0
     num_gpu_layers: int = 0
     num_threads: int = 0
-    extra_buffers: bool = False
+    extra_buffers: bool = True
     rope: RopeOverrides = field(default_factory=RopeOverrides)
     cache_dir: Path | None = None
 

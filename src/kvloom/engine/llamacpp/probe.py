@@ -48,10 +48,10 @@ class ProbeResult:
 def safe_settings(settings: LoadSettings) -> LoadSettings:
     """`settings` with what crashes here switched off; EngineUnsupportedError when nothing runs.
 
-    Without a `cache_dir` nothing is tried, and the settings are taken as they are.
+    Without a `cache_dir` nothing is tried, and nothing is repacked.
     """
     if settings.cache_dir is None or not settings.path.is_file():
-        return settings
+        return replace(settings, extra_buffers=False)
     result = probe(settings)
     if result.outcome is Outcome.CRASHED and settings.extra_buffers:
         _logger.warning("weights are not repacked for this CPU: a trial ended with %s", result.detail)

@@ -58,7 +58,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     raws = prompts.raw_prompts(body, service.settings)
     if len(raws) * body.num_choices > service.settings.max_choices:
         most = service.settings.max_choices
-        raise invalid_value("n", f"{len(raws)} prompts times n = {body.num_choices} is more than {most} replies")
+        message = f"{len(raws)} prompts times n = {body.num_choices} is more than {most} replies"
+        raise invalid_value("n", f"{message} (setting server.max_choices)")
     told = notes(request, stream=bool(body.stream), user=body.user)
     async with service.call(body.model, caller_of(request), told) as call:
         asks = _asks(body, raws, service.settings)

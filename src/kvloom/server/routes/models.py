@@ -6,6 +6,7 @@ from fastapi import Request, Response
 
 from kvloom.errors import ModelNotFoundError
 from kvloom.server.backend import ModelInfo
+from kvloom.server.errors import printable
 from kvloom.server.routes.base import json_answer, router, service_of
 from kvloom.server.schema.lists import ModelCard, ModelList
 
@@ -26,7 +27,7 @@ async def retrieve_model(model: str, request: Request) -> Response:
     found = next((info for info in infos if model == info.id or model in info.aliases), None)
     if found is None:
         known = ", ".join(info.id for info in infos)
-        raise ModelNotFoundError(f"there is no such model here; known: {known}")
+        raise ModelNotFoundError(f"there is no model `{printable(model)}` here; known: {known}")
     return json_answer(_card(found).to_json(), {})
 
 

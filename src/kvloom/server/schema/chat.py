@@ -184,14 +184,14 @@ class ChatRequest(GenerationOptions):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise _contradiction("top_logprobs needs logprobs: true")
+            raise _contradiction("top_logprobs", "top_logprobs needs logprobs: true")
         both = self.max_tokens, self.max_completion_tokens
         if None not in both and both[0] != both[1]:
-            raise _contradiction("max_tokens and max_completion_tokens differ; send one of them")
+            raise _contradiction("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
-            raise _contradiction("tool_choice needs tools")
+            raise _contradiction("tool_choice", "tool_choice needs tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in self.tool_names:
-            raise _contradiction("tool_choice names a function that is not among the tools")
+            raise _contradiction("tool_choice", "tool_choice names a function that is not among the tools")
         return self
 
     @property
@@ -203,8 +203,8 @@ class ChatRequest(GenerationOptions):
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
 
-def _contradiction(message: str) -> PydanticCustomError:
-    return PydanticCustomError("value_error", "{message}", {"message": message})
+def _contradiction(param: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("value_error", "{message}", {"message": message, "param": param})
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------

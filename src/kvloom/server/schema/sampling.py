@@ -64,7 +64,9 @@ class GenerationOptions(SamplingOptions):
     def _options_of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError(
-                "value_error", "The 'stream_options' parameter is only allowed when 'stream' is true", {}
+                "value_error",
+                "The 'stream_options' parameter is only allowed when 'stream' is true",
+                {"param": "stream_options"},
             )
         return self
 
