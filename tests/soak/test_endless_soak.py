@@ -11,6 +11,7 @@ import kvloom
 from kvloom.bench.facts import facts
 from kvloom.config import load_settings
 from kvloom.context.policies.base import policy_names
+from kvloom.engine.llamacpp import LlamaCppEngine
 from tests.soak.memory import own_bytes
 from tests.unit.session.fakes import fake_loom
 
@@ -35,6 +36,12 @@ def test_a_conversation_of_1000_turns_goes_on_in_constant_memory(tmp_path: Path,
     assert compressions < TURNS / 4, "every compression has to make room for several turns"
 
 
+def state_buffer_bytes(loom: kvloom.Loom) -> int:
+    """What the engine keeps to read and set states in: as large as the largest state so far, whenever that comes."""
+    assert isinstance(loom.engine, LlamaCppEngine)
+    return int(loom.engine._state_buffer.size + loom.engine._writer._buffer.size)
+
+
 REAL_TURNS = int(os.environ.get("SOAK_REAL_TURNS", "100"))
 REAL_WARM = REAL_TURNS // 2
 """The window and the RAM for entries are full by then."""
@@ -57,7 +64,9 @@ def test_100_turns_of_a_real_model_go_on_in_constant_memory(tmp_path: Path, smol
             assert chat.usage().used <= 2048
             chat.wait_for_compression(120)  # the next question would come first, and again, and again
             if number >= REAL_WARM and number % 5 == 0:
-                sizes.append(own_bytes())
+                buffers = state_buffer_bytes(loom)
+                assert buffers <= 2 * 2048 * loom.engine.layout.token_bytes * 1.01
+                sizes.append(own_bytes() - buffers)
         compressions = sum(record.op.startswith("compress") for record in loom.log.manifests(chat.id))
         print(f"{name}: {REAL_TURNS} turns, {compressions} compressions, {sizes[0] >> 20} … {max(sizes) >> 20} MiB")
     assert max(sizes) <= 1.05 * sizes[0], [size >> 20 for size in sizes]

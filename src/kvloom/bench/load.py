@@ -127,7 +127,8 @@ def run(work: Callable[[], Awaitable[Load]]) -> Load:
 
 @asynccontextmanager
 async def _client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # No connection is used twice: a server may close an idle one just when the next request is on its way.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
         yield client
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,6 +244,8 @@ def run(request: Request, server: str | None = None, cases: str | None = None) -
     """
     require_peer()
     size = QUICK if request.quick else FULL
+    if request.repeats:
+        size = replace(size, mixed_turns=request.repeats, document_turns=request.repeats)
     chosen = CASES if cases is None else tuple(name for name in CASES if name in cases.split(","))
     if not chosen:
         raise UsageError(f"--cases takes {', '.join(CASES)}")

@@ -68,7 +68,14 @@ def parse_document(path: Path, text: str) -> Document:
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
-    return Document(path, values, dict(_line_numbers(node, ())))
+    lines: dict[Location, int] = {}
+    for where, number in _line_numbers(node, ()):
+        if where in lines:
+            raise ConfigError(
+                f"{path}, line {number}: `{where[-1]}` stands here and in line {lines[where]}: only one can be meant"
+            )
+        lines[where] = number
+    return Document(path, values, lines)
 
 
 def _line_numbers(node: Any, prefix: Location) -> Iterator[tuple[Location, int]]:

@@ -102,9 +102,14 @@ class Device:
         finally:
             self.release(holding)
 
-    def decode(self, runs: Sequence[Run], owner: Holding) -> list[F32Array | None]:
-        """`Engine.decode` for an owner, in steps that are shared with others; what is due first is served first."""
-        return self.batcher.decode(runs, owner.due)
+    def decode(
+        self, runs: Sequence[Run], owner: Holding, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> list[F32Array | None]:
+        """`Engine.decode` for an owner, in steps that are shared with others; what is due first is served first.
+
+        Raises CancelledError behind the step in which `is_cancelled` was true first, computed or not.
+        """
+        return self.batcher.decode(runs, owner.due, is_cancelled)
 
     def promise(self, holding: Holding, num_tokens: int, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Keep cells for `num_tokens` tokens in all in `holding`, until it is no longer at work.

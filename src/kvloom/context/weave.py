@@ -414,7 +414,7 @@ class Weaver:
             clock.check()
             is_last = stop == len(tokens)
             run = Run(sequence, tokens[first:stop], start + first, want if is_last else Logits.NONE)
-            logits = self._device.decode([run], owner)[0]
+            logits = self._device.decode([run], owner, clock.is_cancelled or (lambda: False))[0]
             clock.advance(stop - first)
         return logits  # type: ignore[return-value]  # LAST was asked for whenever the caller uses it
 

@@ -22,7 +22,7 @@ import numpy as np
 from kvloom.engine.base import Engine, Logits, Run, Sampler
 from kvloom.engine.cores import Cores
 from kvloom.engine.turnstile import Turnstile, surely
-from kvloom.errors import EngineError, EngineStateError, EngineUnsupportedError
+from kvloom.errors import CancelledError, EngineError, EngineStateError, EngineUnsupportedError
 from kvloom.types import F32Array, SequenceId
 
 _log = logging.getLogger(__name__)
@@ -228,10 +228,13 @@ class Batcher:
         """For `decode`: when a prefill of so many rows that comes now wants to be computed."""
         return self._num_prefilled + PATIENCE * num_rows
 
-    def decode(self, runs: Sequence[Run], due: int = 0) -> list[F32Array | None]:
+    def decode(
+        self, runs: Sequence[Run], due: int = 0, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> list[F32Array | None]:
         """`Engine.decode`, in steps shared with others; what is due first goes first.
 
-        Whoever has the turn has it again as soon as its rows are there, before the next step. Raises what that raises;
+        Whoever has the turn has it again as soon as its rows are there, before the next step. Raises what that raises,
+        and CancelledError behind the step in which `is_cancelled` was true first (the caller needs the turn for that);
         nothing of the call stays then.
         """
         prefill = _Prefill(runs, [None] * len(runs), due)
@@ -241,10 +244,12 @@ class Batcher:
                 insort(self._prefills, prefill, key=lambda waiting: waiting.due)
                 self._changed.notify_all()
             if self._turnstile.is_mine:
-                self._turnstile.wait_for(prefill.done.is_set)
+                self._turnstile.wait_for(lambda: prefill.done.is_set() or is_cancelled())
+                if not prefill.done.is_set():
+                    raise CancelledError("cancelled; nothing of what was asked for stays")
             else:
                 prefill.done.wait()
-        except BaseException:  # an interrupt, or a second one: the rows must not come behind the caller's back
+        except BaseException:  # cancelled or interrupted: the rows must not come behind the caller's back
             surely(lambda: self._withdraw(prefill))
             raise
         if prefill.error is not None:

@@ -9,6 +9,7 @@ every character. What a grammar costs to compile is found out in a child process
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -36,14 +37,6 @@ TRIAL_MEMORY_BYTES = 1 << 30
 MAX_REMEMBERED = 1024
 """Grammars whose trial is not repeated; some 100 bytes each."""
 MAX_MESSAGE_CHARS = 500
-
-_LIMITS: dict[str, int | bool] = {
-    "max_items_in_row": 600,  # of its parser: 150 optional properties, 400 tools; a step of the worst stays below 0.1 s
-    "step_max_items": 20_000,
-    "max_lexer_states": 32_000,  # 1 – 2 kB each: 64 MB for the worst reply, not llguidance's 500 MB
-    "max_grammar_size": 200_000,
-    "verbose_errors": False,  # they would tell of other parts of the grammar and take long to write
-}
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -102,7 +95,7 @@ def _try(data: bytes) -> str:
     if ended.returncode == 0:
         return ""
     if ended.returncode == grammar_trial.REFUSED:
-        return "the grammar is refused: " + _shortened(ended.stdout.decode("utf-8", "replace"))
+        return "the grammar is refused: " + _told(ended.stdout.decode("utf-8", "replace"))
     return (
         "the grammar is too complex: its compilation took more than "
         f"{TRIAL_MEMORY_BYTES >> 20} MiB or {TRIAL_CPU_S} s, or nests too deep. Make it smaller"
@@ -121,8 +114,17 @@ def _nesting(text: str) -> int:
     return deepest
 
 
-def _shortened(message: str) -> str:
+def _told(message: str) -> str:
+    """llguidance's words, short; what it has for a person to do nothing with, in ours."""
     message = " ".join(message.split())
+    if message.startswith("NoExtensionBias"):
+        return "nothing satisfies it (is there a rule or a schema that only refers to itself?)"
+    crowded = re.search(r"Current row has (\d+) items; max is (\d+)", message)
+    if crowded:
+        return (
+            f"too much is possible at one place ({crowded[1]} ways, at most {crowded[2]}): make properties required,"
+            " or have fewer of them"
+        )
     return message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + " …"
 
 
@@ -143,10 +145,10 @@ class GrammarGuides:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = self._make_tokenizer()
-        limits = llguidance.LLParserLimits(**_LIMITS)  # type: ignore[arg-type]  # a mapping of two value types
+        limits = llguidance.LLParserLimits(**grammar_trial.LIMITS)  # type: ignore[arg-type]  # a mapping of two value types
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise UsageError("the grammar is refused: " + _shortened(matcher.get_error()))
+            raise UsageError("the grammar is refused: " + _told(matcher.get_error()))
         guide = GrammarGuide(matcher, self._vocabulary.size, self._ends)
         guide.allowed()  # a grammar that nothing satisfies says so here
         return guide
@@ -214,5 +216,5 @@ class GrammarGuide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = _shortened(self._matcher.get_error())
+            reason = _told(self._matcher.get_error())
             raise UsageError(f"the grammar cannot be followed beyond {self._num_tokens} tokens of the reply: {reason}")

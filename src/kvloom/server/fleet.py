@@ -86,6 +86,8 @@ class Standing:
             created_s=self.created_s,
             owned_by=entry.owned_by,
             is_loaded=loom is not None,
+            # All that can reply can, but for models that rank: these say so when they are loaded.
+            has_embeddings=loom.embeddings.is_possible if loom is not None else planner is not None,
             tool_form=planner.facts.tool_form if planner is not None else "",
         )
 

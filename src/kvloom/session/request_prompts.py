@@ -242,8 +242,8 @@ def _overflow(num_prompt: int, max_tokens: int | None, window: int) -> ContextOv
     reply = f" + {max_tokens} for the reply" if max_tokens else ""
     needed = num_prompt + (max_tokens or 1)
     return ContextOverflowError(
-        f"maximum context length is {window} tokens: {num_prompt} in the messages{reply} = {needed}; shorten them, ask "
-        "for a shorter reply, or name a policy that may drop messages (overflow)",
+        f"maximum context length is {window} tokens: {num_prompt} in the prompt{reply} = {needed}; shorten it, ask "
+        'for a shorter reply, or name a policy that may drop messages ("kvloom": {"overflow": "fifo"})',
         num_needed_tokens=needed,
         num_window_tokens=window,
     )

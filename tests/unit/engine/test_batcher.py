@@ -12,10 +12,11 @@ from kvloom.engine.base import Logits, Run
 from kvloom.engine.batcher import FAST_ROWS, PATIENCE, Batcher
 from kvloom.engine.fake import FakeEngine
 from kvloom.engine.turnstile import Turnstile
-from kvloom.errors import EngineError, EngineStateError
+from kvloom.errors import CancelledError, EngineError, EngineStateError
 from kvloom.types import F32Array, SamplingParams, SequenceId
 
 TEST_STEP_ROWS = 128
+OTHER = SequenceId(3)
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -310,3 +311,47 @@ def test_waiting_for_something_lets_those_pass_who_bring_it() -> None:
         turnstile.wait_for(lambda: bool(done))
         assert turnstile.is_mine
     thread.join(10)
+
+
+def test_a_prefill_that_is_cancelled_while_it_waits_is_never_computed(engine: WatchedEngine) -> None:
+    turnstile = Turnstile()
+    batcher = Batcher(engine, turnstile)
+    engine.gate.clear()
+    outcome: list[BaseException] = []
+
+    def ask() -> None:
+        """Comes while the first is computed, waits while the other one is, and is given up by then."""
+        with turnstile, pytest.raises(CancelledError) as caught:
+            batcher.decode([Run(SequenceId(2), prompt(2, 200), 0)], 10**9, lambda: OTHER in engine.sequences)
+        outcome.append(caught.value)
+
+    threads = [threading.Thread(target=batcher.decode, args=([Run(SequenceId(1), prompt(1, 300), 0)],))]
+    threads[0].start()
+    while not engine.is_computing:
+        threading.Event().wait(0.001)
+    threads += [threading.Thread(target=batcher.decode, args=([Run(OTHER, prompt(3, 300), 0)],))]
+    threads += [threading.Thread(target=ask)]
+    for thread in threads[1:]:
+        thread.start()
+    while len(batcher._prefills) < 2 or not turnstile._num_waiting:
+        threading.Event().wait(0.001)
+    engine.gate.set()
+    for thread in threads:
+        thread.join()
+    assert len(outcome) == 1
+    assert not batcher._prefills
+    assert engine.sequences == [SequenceId(1), OTHER]
+    batcher.close()
+
+
+def test_a_prefill_that_is_cancelled_in_the_middle_leaves_nothing(engine: WatchedEngine) -> None:
+    turnstile = Turnstile()
+    batcher = Batcher(engine, turnstile, step_rows=TEST_STEP_ROWS)
+    logits = batcher.decode([Run(SequenceId(1), prompt(1, 20), 0, Logits.LAST)])[0]
+    assert logits is not None
+    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(GREEDY), 10_000)
+    with turnstile, pytest.raises(CancelledError):
+        batcher.decode([Run(SequenceId(2), prompt(2, 900), 0)], 0, lambda: [TEST_STEP_ROWS] in engine.batches)
+    assert engine.last_position(SequenceId(2)) is None
+    stream.close()
+    batcher.close()

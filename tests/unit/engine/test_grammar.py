@@ -165,9 +165,15 @@ def test_a_grammar_that_becomes_too_complex_on_the_way_says_so(guides: GrammarGu
             guide.accept(ord("a"))
 
 
-def test_a_grammar_that_nothing_satisfies_is_refused_at_the_start(guides: GrammarGuides) -> None:
-    with pytest.raises(UsageError, match="cannot be followed beyond 0 tokens"):
-        guides.start('{"grammars": [{"json_schema": {"$ref": "#"}}]}')
+def test_a_grammar_that_nothing_satisfies_is_refused_before_anything_is_computed() -> None:
+    with pytest.raises(UsageError, match="refused: nothing satisfies it"):
+        check_grammar('{"grammars": [{"json_schema": {"$ref": "#"}}]}')
+
+
+def test_too_many_possibilities_at_the_beginning_are_refused_before_anything_is_computed() -> None:
+    properties = ", ".join(f'"p{number}": {{"type": "string"}}' for number in range(500))
+    with pytest.raises(UsageError, match=r"too much is possible at one place \(2007 ways, at most 600\)"):
+        check_grammar(f'{{"grammars": [{{"json_schema": {{"type": "object", "properties": {{{properties}}}}}}}]}}')
 
 
 def test_two_threads_may_start_guides_at_once(guides: GrammarGuides) -> None:

@@ -135,7 +135,7 @@ class ScriptedLease:
         wanted = request.max_tokens or 1
         if count + wanted > self.info.window and request.overflow == "stop":
             raise ContextOverflowError(
-                f"maximum context length is {self.info.window} tokens: {count} in the messages",
+                f"maximum context length is {self.info.window} tokens: {count} in the prompt",
                 num_needed_tokens=count + wanted,
                 num_window_tokens=self.info.window,
             )

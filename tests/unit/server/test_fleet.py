@@ -68,6 +68,7 @@ async def test_what_is_known_of_a_model_before_it_is_loaded_comes_from_its_heade
     await fleet.start()
     assert [info.window for info in fleet.models()] == [2048, 1024]
     assert [info.is_loaded for info in fleet.models()] == [False, False]
+    assert [info.has_embeddings for info in fleet.models()] == [True, True]
     await fleet.close()
 
 

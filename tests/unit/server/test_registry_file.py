@@ -205,6 +205,12 @@ def test_json_that_is_none_names_its_line(tmp_path: Path) -> None:
     assert "models.json, line 2: not valid JSON" in mistake(tmp_path, '[{"id": "a",\n}]', "models.json")
 
 
+def test_a_key_that_stands_twice_is_a_mistake_of_both_lines(tmp_path: Path) -> None:
+    for text in ("models:\n- id: one\n  context: 512\n  id: two\n", "models:\n  one:\n    context: 1\n  one: {}\n"):
+        assert "line 4: `" in mistake(tmp_path, text)
+        assert "stands here and in line 2" in mistake(tmp_path, text)
+
+
 @pytest.mark.parametrize("text", ["", "models: []\n", "models:\n"])
 def test_a_registry_without_models_is_a_mistake(tmp_path: Path, text: str) -> None:
     assert "no models in it" in mistake(tmp_path, text)

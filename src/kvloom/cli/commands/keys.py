@@ -37,7 +37,12 @@ def add(
     options: Options,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called in lists and logs.")],
     tenant: Annotated[
-        str, typer.Option("--tenant", metavar="TENANT", help="Whose chunks and sessions it sees.")
+        str,
+        typer.Option(
+            "--tenant",
+            metavar="TENANT",
+            help="Whose chunks and sessions it sees; those of this command line and of a server without keys: local.",
+        ),
     ] = "default",
     tier: Annotated[
         str, typer.Option("--tier", metavar="TIER", help="Which limits it has; tiers are in the settings.")
