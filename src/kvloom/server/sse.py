@@ -38,26 +38,37 @@ def error_event(error: ApiError) -> bytes:
 
 
 async def with_pings(events: AsyncIterator[bytes], every_s: float = PING_EVERY_S) -> AsyncIterator[bytes]:
-    """The events, and a comment whenever none came for so long. Closes `events` when it is closed."""
-    waiting: asyncio.Task[bytes] | None = None
+    """The events, and a comment whenever none came for so long. Closes `events` when it is closed.
+
+    One task reads them all: one for each event costs as much as writing the event.
+    """
+    ready: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            async for item in events:
+                ready.put_nowait(item)
+        finally:
+            ready.put_nowait(None)
+
+    reader = asyncio.create_task(read())
     try:
         while True:
-            if waiting is None:
-                waiting = asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({waiting}, timeout=every_s)
-            if not done:
+            try:
+                async with asyncio.timeout(every_s):
+                    item = await ready.get()
+            except TimeoutError:
                 yield KEEPALIVE_COMMENT
                 continue
-            finished, waiting = waiting, None
-            try:
-                item = finished.result()
-            except StopAsyncIteration:
+            if item is None:
+                await reader  # its error is the stream's
                 return
             yield item
     finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.wait({waiting})
+        reader.cancel()
+        await asyncio.wait({reader})
+        if not reader.cancelled():
+            reader.exception()  # nobody reads any more whom it could be told
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
@@ -84,7 +95,8 @@ class EventStream(EventSourceResponse):
     async def stream_response(self, send: Send) -> None:
         async def patient(message: dict[str, object]) -> None:
             # One stuck write is a client that reads nothing: the server's buffers before it are full.
-            await asyncio.wait_for(send(message), self._stalled_s)
+            async with asyncio.timeout(self._stalled_s):
+                await send(message)
 
         try:
             await super().stream_response(patient)  # type: ignore[arg-type]
