@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kvloom.cli.commands import serve as serve_command
 from tests.tiny_gguf import TinyModel, write_tiny
 
 PATIENCE_S = 60.0
@@ -93,3 +94,9 @@ def test_more_slots_than_sequences_are_refused(tmp_path: Path) -> None:
     ended = run(tmp_path, "serve", "--slots", "100", "--port", "0")
     assert ended.returncode == 1
     assert "max_sequences" in ended.stderr
+
+
+def test_the_address_that_is_shown_can_be_asked_from_here() -> None:
+    assert serve_command._url(("0.0.0.0", 9632)) == "http://127.0.0.1:9632/v1"
+    assert serve_command._url(("::", 9632)) == "http://[::1]:9632/v1"
+    assert serve_command._url(("192.168.1.5", 80)) == "http://192.168.1.5:80/v1"

@@ -128,6 +128,8 @@ def _check_slots(settings: Settings) -> None:
 
 def _url(address: tuple[str, int]) -> str:
     host, port = address[:2]
+    # On all addresses: one that can be asked from here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
