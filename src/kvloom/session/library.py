@@ -24,8 +24,9 @@ from kvloom.types import ALONE, ChunkId, EntryId, TierName
 
 MAX_CACHED_PARTS = 256
 """Tokenized chunks kept in memory: a chunk of 1,000 tokens takes some 40 kB."""
-MAX_KNOWN_RECORDS = 65_536
-"""Entries that are known to be in the catalog: exact requests make ever new ones of the same chunk."""
+MAX_KNOWN_RECORDS = 16_384
+"""Entries that are known to be in the catalog, of some 350 bytes each: exact requests make ever new ones of the same
+chunk."""
 
 
 @dataclass(frozen=True)
