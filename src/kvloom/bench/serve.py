@@ -243,7 +243,7 @@ class Bench:
 
 
 def run(request: Request, server: str | None = None, cases: str | None = None) -> Report:
-    """Run the benchmark: about 15 minutes on 2 cores with the default model.
+    """Run the benchmark: about half an hour on 2 cores with the default model, 8 minutes of it `mixed` on three servers.
 
     `server`: a `llama-server` that was built like our llama.cpp, measured beside the wheel's.
     """

@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 OWNER = "request-"
 """What the owners of requests' sequences begin with."""
 IDLE_TOKENS = 2048
-"""Tokens of ended requests that stay on the device while no other is at work: every row looks over all cells that are
-in use, whoever holds them (6,300 cells of others make a prefill an eighth slower), and what is in RAM is placed in 5 µs a
-token."""
+"""Tokens of ended requests that stay on the device while no other is at work: every row looks over all cells in use,
+whoever holds them (6,300 of others make a prefill an eighth slower), and what is in RAM is placed in 5 µs a token."""
 
 PRUNE_EVERY = 20_000
 """Traces that requests leave before those are forgotten whose entries are gone: some 3 MB in the home's database."""
