@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from kvloom.bench.decode import PROMPT, QUICK_REPEATS, QUICK_REPLY_TOKENS, REPEATS
 from kvloom.bench.report import Row, compare
-from kvloom.bench.served import WITHOUT_MODEL, Served
+from kvloom.bench.served import WITHOUT_MODEL, Served, environment_of
 from kvloom.bench.setting import Request as BenchRequest
 from kvloom.bench.setting import open_loom, own_home, settings_for
 from kvloom.bench.teller import Teller
@@ -88,12 +88,7 @@ def one_client_row(request: BenchRequest, home: Path, tell: Teller) -> Row:
     repeats = request.repeats or (QUICK_REPEATS if request.quick else REPEATS)
     num_tokens = QUICK_REPLY_TOKENS if request.quick else LONG_REPLY_TOKENS
     settings = settings_for(request, context=WINDOW)
-    environment = {
-        "KVLOOM_MODEL": settings.model,
-        "KVLOOM_CONTEXT": str(WINDOW),
-        "KVLOOM_THREADS": str(settings.num_threads),
-        "KVLOOM_GUARD__ENABLED": "false",
-    }
+    environment = environment_of(settings)
     ours: list[float] = []
     bare: list[float] = []
     with open_loom(settings, home / "bare", tell) as loom, Served(home / "served", environment) as served:

@@ -21,7 +21,7 @@ from kvloom.bench.load import run as run_load
 from kvloom.bench.overhead import one_client_row, overhead_row
 from kvloom.bench.peer import Peer, require_peer
 from kvloom.bench.report import Report, Row
-from kvloom.bench.served import Served
+from kvloom.bench.served import Served, environment_of
 from kvloom.bench.setting import Request, open_loom, own_home, peer_settings, settings_for, setup_of
 from kvloom.bench.sharing import sharing_rows
 from kvloom.bench.teller import Teller
@@ -170,13 +170,7 @@ class Bench:
 
     @contextmanager
     def ours(self) -> Iterator[Target]:
-        environment = {
-            "KVLOOM_MODEL": self.settings.model,
-            "KVLOOM_CONTEXT": str(WINDOW),
-            "KVLOOM_THREADS": str(self.settings.num_threads),
-            "KVLOOM_SERVER__SLOTS": str(CLIENTS),
-            "KVLOOM_GUARD__ENABLED": "false",
-        }
+        environment = environment_of(self.settings) | {"KVLOOM_SERVER__SLOTS": str(CLIENTS)}
         with Served(self.home, environment) as served:
             yield Target(OURS, served.url, served.model)
 
@@ -243,7 +237,7 @@ class Bench:
 
 
 def run(request: Request, server: str | None = None, cases: str | None = None) -> Report:
-    """Run the benchmark: about half an hour on 2 cores with the default model, 8 minutes of it `mixed` on three servers.
+    """Run the benchmark: about half an hour on 2 cores with the default model, 8 minutes of it `mixed`.
 
     `server`: a `llama-server` that was built like our llama.cpp, measured beside the wheel's.
     """

@@ -17,11 +17,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kvloom.bench.peer import LAST_WORDS, START_TIMEOUT_S, STOP_TIMEOUT_S, child_environment
+from kvloom.config import Settings
 from kvloom.errors import EngineError
 
 SERVE = ("kvloom.cli.main", "serve", "--port", "0", "--json", "--home")
 WITHOUT_MODEL = ("kvloom.server.fake",)
 """The same edge over the deterministic engine."""
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """What a child needs to serve the model of `settings` in the same window, with as many threads."""
+    return {
+        "KVLOOM_MODEL": settings.model,
+        "KVLOOM_CONTEXT": str(settings.context),
+        "KVLOOM_THREADS": str(settings.num_threads),
+        "KVLOOM_GUARD__ENABLED": "false",
+    }
 
 
 class Served:

@@ -33,8 +33,6 @@ STEP_ROWS = 1024
 Fewer make replies flow more evenly while prompts are read, and everything take longer: each step of few replies is
 computed alone. llama.cpp's server computes up to `n_batch` (2,048) rows between two tokens.
 """
-FAST_ROWS = 64
-"""Rows from which engines take their fast path; a rest below that is not left over."""
 MIXED_ROWS = 16
 """Rows of prefills that go into one batch with the next tokens of replies. More make it a batch of the fast 64-row
 kernels, which then read the cells of all sequences: replies are cheaper in a batch of their own. (8 replies over 900
@@ -166,12 +164,6 @@ class _Part:
         return sum(len(run.tokens) for run in self.runs)
 
 
-def _part(prefill: _Prefill, num_rows: int) -> _Part:
-    """The next rows. No small rest is left over: it would be computed on the engine's slow path, to other bits."""
-    left = prefill.num_left
-    return _Part(prefill, prefill.take(left if left < num_rows + FAST_ROWS else num_rows))
-
-
 def _small(waiting: Sequence[_Prefill]) -> list[_Part]:
     """What is so short that it may go with the replies: of those that are first."""
     parts: list[_Part] = []
@@ -180,7 +172,7 @@ def _small(waiting: Sequence[_Prefill]) -> list[_Part]:
         room -= prefill.num_left
         if room < 0:
             break
-        parts.append(_part(prefill, MIXED_ROWS))
+        parts.append(_Part(prefill, prefill.take(prefill.num_left)))
     return parts
 
 
@@ -204,7 +196,8 @@ class Batcher:
         """`step_rows`: as STEP_ROWS says."""
         self._engine = engine
         self._turnstile = turnstile
-        self._step_rows = max(FAST_ROWS, step_rows)
+        self._quantum = engine.capabilities.prefill_quantum
+        self._step_rows = max(self._quantum, step_rows)
         self._num_between = 0
         """Rows of prefills since the last step of the replies."""
         self._num_prefilled = 0
@@ -360,18 +353,22 @@ class Batcher:
             self._num_between = 0
             if waiting:
                 # Alone, a prefill is computed as it was asked for: the same cuts give the same bits.
-                self._compute(_part(waiting[0], self._most_rows(waiting[0].num_left)))
+                self._compute(self._next_part(waiting[0], waiting[0].num_left))
             return
         small, left = _small(waiting), self._step_rows - self._num_between
-        if small or not waiting or left < FAST_ROWS:
+        if small or not waiting or left < self._quantum:
             self._advance(streams, small)
             return
-        part = _part(waiting[0], self._most_rows(left))
+        part = self._next_part(waiting[0], left)
         self._num_between += part.num_rows
         self._compute(part)
 
-    def _most_rows(self, num_rows: int) -> int:
-        return num_rows if self.cores is None else min(num_rows, SHARED_STEP_ROWS)
+    def _next_part(self, prefill: _Prefill, num_rows: int) -> _Part:
+        """The next rows. No small rest is left over: it would be computed on the engine's slow path, to other bits."""
+        if self.cores is not None:
+            num_rows = min(num_rows, SHARED_STEP_ROWS)
+        left = prefill.num_left
+        return _Part(prefill, prefill.take(left if left < num_rows + self._quantum else num_rows))
 
     def _advance(self, streams: Sequence[TokenStream], parts: Sequence[_Part]) -> None:
         """A step of the replies, and of short prefills with them."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvloom.engine.base import Logits, Run
-from kvloom.engine.batcher import FAST_ROWS, PATIENCE, Batcher
+from kvloom.engine.batcher import PATIENCE, Batcher
 from kvloom.engine.fake import FakeEngine
 from kvloom.engine.turnstile import Turnstile
 from kvloom.errors import CancelledError, EngineError, EngineStateError
@@ -82,6 +82,24 @@ def replied(batcher: Batcher, engine: FakeEngine, number: int, tokens: Sequence[
     return found
 
 
+def read_beside_a_reply(batcher: Batcher, engine: WatchedEngine, length: int) -> None:
+    """A prompt of that length comes while a reply of 40 tokens is under way, which is what it would be alone."""
+    text = prompt(1, 20)
+    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
+    assert logits is not None
+    engine.gate.clear()
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 40)
+    reader = threading.Thread(target=batcher.decode, args=([Run(SequenceId(2), prompt(2, length), 0)],))
+    reader.start()
+    while len(batcher._prefills) < 1:
+        threading.Event().wait(0.001)
+    engine.gate.set()
+    tokens = [chosen.token for chosen in stream]
+    stream.close()
+    reader.join()
+    assert tokens == alone(text, 40)
+
+
 def test_replies_of_many_threads_are_those_of_engines_of_their_own(batcher: Batcher, engine: WatchedEngine) -> None:
     found: dict[int, list[int]] = {}
     lengths = [40 + 211 * number for number in range(8)]
@@ -98,42 +116,17 @@ def test_replies_of_many_threads_are_those_of_engines_of_their_own(batcher: Batc
 
 
 def test_a_reply_flows_on_while_a_long_prompt_is_read(batcher: Batcher, engine: WatchedEngine) -> None:
-    text = prompt(1, 20)
-    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
-    assert logits is not None
-    engine.gate.clear()
-    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 40)
-    reader = threading.Thread(target=batcher.decode, args=([Run(SequenceId(2), prompt(2, 3000), 0)],))
-    reader.start()
-    while len(batcher._prefills) < 1:
-        threading.Event().wait(0.001)
-    engine.gate.set()
-    tokens = [chosen.token for chosen in stream]
-    stream.close()
-    reader.join()
-    assert tokens == alone(text, 40)
+    read_beside_a_reply(batcher, engine, 3000)
+    quantum = engine.capabilities.prefill_quantum
     rows = [sum(batch) for batch in engine.batches[1:]]
     prefills = [place for place, count in enumerate(rows) if count > 1]
     assert len(prefills) > 15, "the prompt and the reply take turns"
     assert all(rows[place + 1] == 1 for place in prefills), "a reply never waits for more than a step"
-    assert all(FAST_ROWS <= rows[place] < TEST_STEP_ROWS + FAST_ROWS for place in prefills)
+    assert all(quantum <= rows[place] < TEST_STEP_ROWS + quantum for place in prefills)
 
 
 def test_a_short_prompt_goes_into_the_batch_of_the_replies(batcher: Batcher, engine: WatchedEngine) -> None:
-    text = prompt(1, 20)
-    logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
-    assert logits is not None
-    engine.gate.clear()
-    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 40)
-    reader = threading.Thread(target=batcher.decode, args=([Run(SequenceId(2), prompt(2, 12), 0)],))
-    reader.start()
-    while len(batcher._prefills) < 1:
-        threading.Event().wait(0.001)
-    engine.gate.set()
-    tokens = [chosen.token for chosen in stream]
-    stream.close()
-    reader.join()
-    assert tokens == alone(text, 40)
+    read_beside_a_reply(batcher, engine, 12)
     assert [1, 12] in engine.batches
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from kvloom.engine.base import Logits, Run
-from kvloom.engine.batcher import FAST_ROWS, SHARED_STEP_ROWS, Batcher
+from kvloom.engine.batcher import SHARED_STEP_ROWS, Batcher
 from kvloom.engine.cores import Cores
 from kvloom.engine.fake import FakeEngine
 from kvloom.engine.turnstile import Turnstile
@@ -73,7 +73,8 @@ def test_a_long_prefill_lets_another_engine_compute_after_one_bounded_step() -> 
     rows = [rows for name, rows in log if name == "long"]
     assert sum(rows) == 2000
     assert all(count == SHARED_STEP_ROWS for count in rows[:-1])
-    assert FAST_ROWS <= rows[-1] < SHARED_STEP_ROWS + FAST_ROWS
+    quantum = long.capabilities.prefill_quantum
+    assert quantum <= rows[-1] < SHARED_STEP_ROWS + quantum
     for batcher in batchers:
         batcher.close()
 
