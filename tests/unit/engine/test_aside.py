@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvloom.engine.base import Logits, PlacedRows, Run
-from kvloom.engine.llamacpp import LlamaCppEngine, LoadSettings, aside
+from kvloom.engine.llamacpp import LlamaCppEngine, LoadSettings, side
 from kvloom.errors import EngineMemoryError
 from kvloom.types import F32Array, ModelFingerprint, SequenceId
 from tests.tiny_gguf import TinyModel, write_tiny
@@ -143,7 +143,7 @@ def test_where_it_cannot_be_had_prefills_are_computed_as_ever(model: Path, monke
     def refuse(*_: object, **__: object) -> int:
         raise EngineMemoryError("no memory")
 
-    monkeypatch.setattr(aside, "open_context", refuse)
+    monkeypatch.setattr(side, "open_context", refuse)
     begin(engine)
     logits = engine.decode([Run(MINE, prompt(1, 128), 0, Logits.LAST)])[0]
     assert logits is not None
@@ -157,7 +157,7 @@ def test_giving_all_cells_back_gives_its_own_back_too(model: Path) -> None:
     assert is_held(engine, MINE, 128)
     engine.resize(0)
     assert engine._aside is not None
-    assert engine._aside._context is None
+    assert engine._aside._side is None
     engine.resize(4096)
     begin(engine)
     engine.decode([Run(MINE, prompt(1, 128), 0)])

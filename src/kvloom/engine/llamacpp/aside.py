@@ -6,7 +6,6 @@ looks at its own sequence only, and is set into the common cells as state bytes.
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 
 import llama_cpp
@@ -14,10 +13,8 @@ import numpy as np
 
 from kvloom.engine.base import Logits, Run
 from kvloom.engine.llamacpp import batch
-from kvloom.engine.llamacpp.load import NativeModel, open_context
-from kvloom.engine.llamacpp.log import recent_errors
-from kvloom.engine.llamacpp.selftest import read_state
-from kvloom.errors import EngineStateError
+from kvloom.engine.llamacpp.load import NativeModel
+from kvloom.engine.llamacpp.side import SideContext, read_state, set_state
 from kvloom.types import F32Array, SequenceId, U8Array
 
 __all__ = ["Aside"]
@@ -39,7 +36,7 @@ class Aside:
     def __init__(self, native: NativeModel, num_cells: int) -> None:
         self._native = native
         self.num_cells = num_cells
-        self._context: int | None = None
+        self._side: SideContext | None = None
         self._batch = batch.NativeBatch(native.max_rows)
         self._limits = batch.BatchLimits(native.max_rows, 1, batch.FAST_ROWS, 1.0)
         self._buffer: U8Array = np.empty(0, np.uint8)
@@ -60,9 +57,9 @@ class Aside:
 
     def open(self) -> None:
         """Make the context if there is none. Raises EngineMemoryError."""
-        if self._context is None:
+        if self._side is None:
             settings = replace(self._native.settings, num_cells=self.num_cells)
-            self._context = open_context(self._native.model, settings, num_sequences=2, change=_for_one_output)
+            self._side = SideContext(self._native.model, settings, 2, _for_one_output)
 
     def holds(self, sequence: SequenceId, stop: int) -> bool:
         """Whether it has that sequence as it is, up to `stop`."""
@@ -75,35 +72,32 @@ class Aside:
 
     def take(self, sequence: SequenceId, data: U8Array, stop: int) -> None:
         """Hold that sequence, of which `data` is the state; none where it is empty."""
+        side = self._opened()
         self._sequence = None
-        llama_cpp.llama_memory_clear(self._memory(), False)
+        llama_cpp.llama_memory_clear(side.memory, False)
         if data.size:
-            pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-            taken = llama_cpp.llama_state_seq_set_data(self._opened(), pointer, data.size, WHOLE)
-            if taken != data.size:
-                raise EngineStateError(f"llama.cpp took {taken} of {data.size} state bytes: {recent_errors()}")
+            set_state(side.pointer, WHOLE, data)
         self._sequence, self._stop = sequence, stop
 
     def decode(self, run: Run) -> tuple[U8Array, F32Array | None]:
         """Compute a run of the sequence that it holds: the state of its rows, valid until the next call, and the logits
         (vocab,) where they are wanted."""
+        side = self._opened()
         sequence, self._sequence = self._sequence, None  # until it is done
         inside = replace(run, sequence=WHOLE)
         for pieces in batch.cut([inside], self._limits):
-            code = llama_cpp.llama_decode(self._opened(), self._batch.put([inside], pieces, 0, RANGE))
-            if code:
-                raise EngineStateError(f"llama.cpp could not compute the batch (code {code}): {recent_errors()}")
+            side.decode(self._batch.put([inside], pieces, 0, RANGE))
         logits = None
         if run.logits is Logits.LAST:
             size: int = llama_cpp.llama_vocab_n_tokens(self._native.vocabulary)
-            found = llama_cpp.llama_get_logits(self._opened())
+            found = llama_cpp.llama_get_logits(side.pointer)
             logits = np.ctypeslib.as_array(found, shape=(size,)).copy()
         stop = run.start + len(run.tokens)
-        llama_cpp.llama_memory_seq_cp(self._memory(), WHOLE, RANGE, run.start, stop)
+        llama_cpp.llama_memory_seq_cp(side.memory, WHOLE, RANGE, run.start, stop)
         try:
-            data = read_state(self._opened(), RANGE, self._buffer)
+            data = read_state(side.pointer, RANGE, self._buffer)
         finally:
-            llama_cpp.llama_memory_seq_rm(self._memory(), RANGE, -1, -1)
+            llama_cpp.llama_memory_seq_rm(side.memory, RANGE, -1, -1)
         if data.size > self._buffer.size:
             self._buffer = data
         self._sequence, self._stop = sequence, stop
@@ -113,18 +107,15 @@ class Aside:
         """Free the native memory; it is made again when it is needed again. Idempotent."""
         self._sequence = None
         self._buffer = np.empty(0, np.uint8)
-        if self._context is not None:
-            context, self._context = self._context, None
-            llama_cpp.llama_free(context)
+        if self._side is not None:
+            self._side.close()
+            self._side = None
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _opened(self) -> int:
-        assert self._context is not None, "used before open()"
-        return self._context
-
-    def _memory(self) -> int:
-        return llama_cpp.llama_get_memory(self._opened()) or 0
+    def _opened(self) -> SideContext:
+        assert self._side is not None, "used before open()"
+        return self._side
 
 
 def _for_one_output(params: llama_cpp.llama_context_params) -> None:

@@ -7,7 +7,6 @@ their bytes and set again.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Sequence
 
@@ -25,7 +24,8 @@ from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSetting
 from kvloom.engine.llamacpp.log import recent_errors
 from kvloom.engine.llamacpp.probe import safe_settings
 from kvloom.engine.llamacpp.sampling import LlamaCppSampler, SamplingDefaults
-from kvloom.engine.llamacpp.selftest import examine, is_recurrent, read_state
+from kvloom.engine.llamacpp.selftest import examine, is_recurrent
+from kvloom.engine.llamacpp.side import read_state, set_state
 from kvloom.engine.llamacpp.vocab import LlamaCppVocabulary
 from kvloom.errors import EngineMemoryError, EngineStateError, EngineUnsupportedError
 from kvloom.types import (
@@ -152,7 +152,7 @@ class LlamaCppEngine(Engine):
             num_held = self._books.num_tokens(run.sequence)
             aside.take(run.sequence, self._state_of(run.sequence) if num_held else np.empty(0, np.uint8), run.start)
         data, logits = aside.decode(run)
-        self._set_state(data, self._pad_sequence)
+        set_state(self._native.context, self._pad_sequence, data)
         stop = run.start + len(run.tokens)
         llama_cpp.llama_memory_seq_cp(self._native.memory, self._pad_sequence, run.sequence, run.start, stop)
         llama_cpp.llama_memory_seq_rm(self._native.memory, self._pad_sequence, -1, -1)
@@ -323,19 +323,9 @@ class LlamaCppEngine(Engine):
         data = self._writer.assemble(ordered, sequence, lay)
         self._books.remove(sequence, 0, None)
         self._changed(sequence)
-        self._set_state(data, sequence)
+        set_state(self._native.context, sequence, data)
         for part in ordered:
             self._books.append(sequence, part.position, part.rows.num_tokens)
-
-    def _set_state(self, data: U8Array, sequence: int) -> None:
-        pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-        taken = llama_cpp.llama_state_seq_set_data(self._native.context, pointer, data.size, sequence)
-        if taken != data.size:
-            llama_cpp.llama_memory_seq_rm(self._native.memory, sequence, -1, -1)
-            raise EngineStateError(
-                f"llama.cpp took {taken} of {data.size} state bytes for sequence {sequence}, which is empty now: "
-                f"{recent_errors()}"
-            )
 
     def _check_parts(self, sequence: int, parts: Sequence[PlacedRows]) -> list[PlacedRows]:
         ordered = sorted((part for part in parts if part.rows.num_tokens), key=lambda part: part.position)

@@ -15,8 +15,8 @@ import numpy as np
 
 from kvloom.engine.base import Embedder
 from kvloom.engine.llamacpp.batch import NativeBatch
-from kvloom.engine.llamacpp.load import Metadata, NativeModel, open_context
-from kvloom.engine.llamacpp.log import recent_errors
+from kvloom.engine.llamacpp.load import Metadata, NativeModel
+from kvloom.engine.llamacpp.side import SideContext
 from kvloom.errors import EngineStateError, EngineUnsupportedError
 from kvloom.model.footprint import CacheSpec, footprint_of_shape
 from kvloom.model.header import read_header
@@ -115,9 +115,7 @@ class LlamaCppEmbedder(Embedder):
         settings = replace(
             native.settings, num_cells=_num_cells(max_tokens), kv_type_k=KVType.F16, kv_type_v=KVType.F16
         )
-        self._context: int | None = open_context(
-            native.model, settings, num_sequences=self._num_sequences, change=_for_embeddings
-        )
+        self._side = SideContext(native.model, settings, self._num_sequences, _for_embeddings)
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Generator[list[F32Array], None, None]:
         for text in texts:
@@ -125,9 +123,7 @@ class LlamaCppEmbedder(Embedder):
         return self._embedded(texts)
 
     def close(self) -> None:
-        if self._context is not None:
-            context, self._context = self._context, None
-            llama_cpp.llama_free(context)
+        self._side.close()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -147,11 +143,11 @@ class LlamaCppEmbedder(Embedder):
                 done = [text for text in under_way if text.num_done == len(text.tokens)]
                 under_way = [text for text in under_way if text not in done]
                 for text in done:
-                    llama_cpp.llama_memory_seq_rm(self._memory(), text.sequence, -1, -1)
+                    llama_cpp.llama_memory_seq_rm(self._side.memory, text.sequence, -1, -1)
                 yield [text.vector() for text in done]
         finally:
-            if under_way and self._context is not None:
-                llama_cpp.llama_memory_clear(self._memory(), False)
+            if under_way and self._side.is_open:
+                llama_cpp.llama_memory_clear(self._side.memory, False)
 
     def _compute(self, under_way: Sequence[_Text]) -> None:
         """One native batch: the next rows of these texts, in order."""
@@ -162,11 +158,8 @@ class LlamaCppEmbedder(Embedder):
             self._batch.put_rows(row, text.sequence, text.tokens[text.num_done : text.num_done + count], text.num_done)
             parts.append((text, count))
             row += count
-        context = self._opened()
-        code = llama_cpp.llama_decode(context, self._batch.of(row))
-        if code:
-            raise EngineStateError(f"llama.cpp could not embed {row} rows (code {code}): {recent_errors()}")
-        found = llama_cpp.llama_get_embeddings(context)
+        self._side.decode(self._batch.of(row))
+        found = llama_cpp.llama_get_embeddings(self._side.pointer)
         rows = np.ctypeslib.as_array(found, shape=(row, self._width))
         row = 0
         for text, count in parts:
@@ -178,14 +171,6 @@ class LlamaCppEmbedder(Embedder):
             raise EngineStateError(f"a text of {len(tokens)} tokens: 1 … {self.max_tokens} can be embedded")
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
             raise EngineStateError(f"tokens {min(tokens)} … {max(tokens)} are not among the {self._vocab_size} known")
-
-    def _opened(self) -> int:
-        if self._context is None:
-            raise EngineStateError("the embedder was closed")
-        return self._context
-
-    def _memory(self) -> int:
-        return llama_cpp.llama_get_memory(self._opened()) or 0
 
 
 def _num_cells(max_tokens: int) -> int:

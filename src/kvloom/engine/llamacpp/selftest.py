@@ -6,7 +6,6 @@ remembered in a folder, if the caller gives one, under everything that it depend
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ from kvloom.engine.llamacpp import batch, rope, state
 from kvloom.engine.llamacpp.load import GGML_TYPES, NativeModel, head_sizes, open_context
 from kvloom.engine.llamacpp.log import recent_errors
 from kvloom.engine.llamacpp.remember import Answers, build_id
+from kvloom.engine.llamacpp.side import read_state, set_state
 from kvloom.errors import EngineError, EngineStateError
 from kvloom.types import (
     F32Array,
@@ -35,10 +35,9 @@ from kvloom.types import (
     RopePairing,
     RopeSpec,
     SequenceId,
-    U8Array,
 )
 
-__all__ = ["Findings", "examine", "is_recurrent", "read_state"]
+__all__ = ["Findings", "examine", "is_recurrent"]
 
 NUM_TOKENS = 24
 """Tokens computed twice for the rotation test: enough to make every head's pairs speak."""
@@ -128,17 +127,6 @@ def is_recurrent(native: NativeModel) -> bool:
     return bool(llama_cpp.llama_model_is_recurrent(native.model) or llama_cpp.llama_model_is_hybrid(native.model))
 
 
-def read_state(context: int, sequence: int, buffer: U8Array) -> U8Array:
-    """The state bytes of a sequence, in `buffer` where they fit."""
-    size = llama_cpp.llama_state_seq_get_size(context, sequence)
-    data = buffer[:size] if buffer.size >= size else np.empty(size, np.uint8)
-    pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-    written = llama_cpp.llama_state_seq_get_data(context, pointer, size, sequence)
-    if written != size or size == 0:
-        raise EngineStateError(f"llama.cpp gave {written} of {size} state bytes of sequence {sequence}")
-    return data
-
-
 def _what_forbids_moving(native: NativeModel, rope_type: int) -> str:
     kind = native.metadata.architecture
     if is_recurrent(native):
@@ -160,9 +148,7 @@ def _find_layout(native: NativeModel, scratch: int) -> KVLayout:
             raise EngineStateError(f"positions 5, 6, 7 came back as {positions.tolist()}")
         types = (GGML_TYPES[settings.kv_type_k], GGML_TYPES[settings.kv_type_v])
         again = state.StateWriter(layout, types).assemble([PlacedRows(rows, 9)], scratch)
-        pointer = ctypes.cast(again.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-        if llama_cpp.llama_state_seq_set_data(native.context, pointer, again.size, scratch) != again.size:
-            raise EngineStateError("llama.cpp refused state bytes that were put together again")
+        set_state(native.context, scratch, again)
         second = read_state(native.context, scratch, np.empty(0, np.uint8))
         moved, same = state.rows_of(second, state.parse(second), layout)
         if moved.tolist() != [9, 10, 11] or not np.array_equal(same.data, rows.data):
