@@ -10,6 +10,7 @@ import time
 import llama_cpp
 import numpy as np
 
+from kvloom.engine.llamacpp.compute import computed
 from kvloom.engine.llamacpp.driver import LlamaCppEngine
 from kvloom.errors import EngineStateError
 from kvloom.types import SequenceId
@@ -20,8 +21,12 @@ __all__ = ["bare_greedy"]
 def bare_greedy(engine: LlamaCppEngine, sequence: SequenceId, token: int, num_tokens: int) -> tuple[list[int], float]:
     """Decode `token` at the end of `sequence` and then greedily on; (the tokens chosen, seconds for all).
 
-    Native calls and an argmax, nothing else. What was decoded is taken out of the sequence again.
+    Native calls and an argmax, nothing else, in one go. What was decoded is taken out of the sequence again.
     """
+    return computed(lambda: _greedy(engine, sequence, token, num_tokens))
+
+
+def _greedy(engine: LlamaCppEngine, sequence: SequenceId, token: int, num_tokens: int) -> tuple[list[int], float]:
     native = engine._native
     last = engine.last_position(sequence)
     if last is None or last + 1 + num_tokens > native.num_cells:
