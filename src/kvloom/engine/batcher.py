@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from kvloom.errors import CancelledError, EngineError, EngineStateError, EngineU
 from kvloom.types import F32Array, SequenceId
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STEP_ROWS = 1024
 """Rows of prefills between two steps of the replies: what a reply waits for, at most and a short rest more.
@@ -152,6 +155,33 @@ class _Prefill:
         return self.run == len(self.runs)
 
 
+class _Errand:
+    """What a thread wants to have run in the worker's."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._found: object = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._found = self._call()
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
+            self._error = error
+        self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._done.set()
+
+    def result(self) -> object:
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
 @dataclass(frozen=True)
 class _Part:
     """What a step takes of a prefill."""
@@ -206,6 +236,7 @@ class Batcher:
         self._changed = threading.Condition(threading.RLock())
         self._prefills: list[_Prefill] = []
         self._streams: list[TokenStream] = []
+        self._errands: list[_Errand] = []
         self._is_closed = False
         self._worker: threading.Thread | None = None
         self.cores: Cores | None = None
@@ -274,6 +305,19 @@ class Batcher:
                 stream.end()
         return stream
 
+    def run(self, call: Callable[[], T]) -> T:
+        """What `call` returns or raises, run in the worker's thread between two steps.
+
+        For what computes beside the engine: every other thread that computes costs all of them (engine/llamacpp/team).
+        """
+        errand = _Errand(call)
+        with self._changed:
+            self._check_open()
+            self._errands.append(errand)
+            self._changed.notify_all()
+        with self._turnstile.released():
+            return cast("T", errand.result())
+
     def close(self) -> None:
         """End the worker behind its step; what waits gets an EngineStateError. Idempotent."""
         with self._changed:
@@ -340,7 +384,7 @@ class Batcher:
 
     def _waits_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._prefills or self._streams or self._is_closed)
+            self._changed.wait_for(lambda: self._prefills or self._streams or self._errands or self._is_closed)
             return not self._is_closed
 
     def _step(self) -> None:
@@ -348,6 +392,9 @@ class Batcher:
         with self._changed:
             self._drop_streams([stream for stream in self._streams if stream.is_cancelled])
             streams, waiting = list(self._streams), list(self._prefills)
+            errands, self._errands = self._errands, []
+        for errand in errands:
+            errand.run()
         streams = self._whole_streams(streams)
         if not streams:
             self._num_between = 0
@@ -473,12 +520,15 @@ class Batcher:
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:
             self._is_closed = True
-            prefills, streams = list(self._prefills), list(self._streams)
+            prefills, streams, errands = list(self._prefills), list(self._streams), list(self._errands)
             self._prefills.clear()
             self._streams.clear()
+            self._errands.clear()
             self._changed.notify_all()
         for stream in streams:
             stream.end(error)
+        for errand in errands:
+            errand.fail(error)
         for prefill in prefills:
             prefill.error = error
             prefill.done.set()

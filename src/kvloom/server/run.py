@@ -73,7 +73,17 @@ def serve(app: FastAPI, settings: ServerSettings, bound: socket.socket, announce
     Raises what the backend could not start with.
     """
     server = DrainingServer(uvicorn_config(app, settings), app.state.service, announce)
-    asyncio.run(server.serve_on(bound))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(server.serve_on(bound))
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, which takes half the time for an event, where it exists."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:

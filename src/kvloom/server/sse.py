@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
+import msgspec
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
@@ -32,6 +34,18 @@ def event(data: str, name: str | None = None) -> bytes:
     return format_sse_event(data_str=data, event=name)
 
 
+class EventTemplate:
+    """An event of which one text changes and nothing else: written once by its model, and then around each text."""
+
+    def __init__(self, write: Callable[[str], bytes]) -> None:
+        """`write(text)`: the whole event with that text in it, once."""
+        mark = uuid.uuid4().hex
+        self._before, self._behind = write(mark).split(f'"{mark}"'.encode())
+
+    def of(self, text: str) -> bytes:
+        return self._before + msgspec.json.encode(text) + self._behind
+
+
 def error_event(error: ApiError) -> bytes:
     """An error in mid-stream, where the status is long gone."""
     return event(json_bytes(error.body).decode("ascii"))
@@ -43,28 +57,36 @@ async def with_pings(events: AsyncIterator[bytes], every_s: float = PING_EVERY_S
     One task reads them all: one for each event costs as much as writing the event.
     """
     ready: asyncio.Queue[bytes | None] = asyncio.Queue()
+    clock = asyncio.get_running_loop()
+    came = clock.time()
 
     async def read() -> None:
+        nonlocal came
         try:
             async for item in events:
+                came = clock.time()
                 ready.put_nowait(item)
         finally:
             ready.put_nowait(None)
 
+    def look() -> float:
+        nonlocal came
+        if clock.time() >= came + every_s:
+            came = clock.time()
+            ready.put_nowait(KEEPALIVE_COMMENT)
+        return came + every_s
+
     reader = asyncio.create_task(read())
+    watch = _Watch(look)
     try:
         while True:
-            try:
-                async with asyncio.timeout(every_s):
-                    item = await ready.get()
-            except TimeoutError:
-                yield KEEPALIVE_COMMENT
-                continue
+            item = await ready.get()
             if item is None:
                 await reader  # its error is the stream's
                 return
             yield item
     finally:
+        watch.end()
         reader.cancel()
         await asyncio.wait({reader})
         if not reader.cancelled():
@@ -72,6 +94,24 @@ async def with_pings(events: AsyncIterator[bytes], every_s: float = PING_EVERY_S
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
+
+
+class _Watch:
+    """Calls `look` at the time that it gave last (the loop's clock), until `end`.
+
+    One timer for a stream: to set and cancel one for each event costs as much as writing the event.
+    """
+
+    def __init__(self, look: Callable[[], float]) -> None:
+        self._look = look
+        self._clock = asyncio.get_running_loop()
+        self._timer: asyncio.Handle = self._clock.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._timer = self._clock.call_at(self._look(), self._run)
+
+    def end(self) -> None:
+        self._timer.cancel()
 
 
 class EventStream(EventSourceResponse):
@@ -93,12 +133,29 @@ class EventStream(EventSourceResponse):
             self._ended()
 
     async def stream_response(self, send: Send) -> None:
-        async def patient(message: dict[str, object]) -> None:
+        clock = asyncio.get_running_loop()
+        sending: float | None = None
+
+        async def watched(message: dict[str, object]) -> None:
+            nonlocal sending
+            sending = clock.time()
+            await send(message)
+            sending = None
+
+        def look() -> float:
             # One stuck write is a client that reads nothing: the server's buffers before it are full.
-            async with asyncio.timeout(self._stalled_s):
-                await send(message)
+            now = clock.time()
+            since = now if sending is None else sending
+            if now >= since + self._stalled_s:
+                patience.reschedule(now)
+            return max(since, now - self._stalled_s / 2) + self._stalled_s
 
         try:
-            await super().stream_response(patient)  # type: ignore[arg-type]
+            async with asyncio.timeout(None) as patience:
+                watch = _Watch(look)
+                try:
+                    await super().stream_response(watched)  # type: ignore[arg-type]
+                finally:
+                    watch.end()
         except TimeoutError:
             log.warning("a client has read nothing for %g s; its reply is cancelled", self._stalled_s)

@@ -101,7 +101,8 @@ class Probe:
         with self._scratch() as (_, scratch):
             logits = self._loom.composer.weaver.extend(scratch, tokens, self._span(scratch), lambda: False)
             self._loom.device.make_room(num_tokens, [scratch])
-            chosen, seconds = bare_greedy(engine, scratch.sequence, int(logits.argmax()), num_tokens)
+            token, sequence, batcher = int(logits.argmax()), scratch.sequence, self._loom.device.batcher
+            chosen, seconds = batcher.run(lambda: bare_greedy(engine, sequence, token, num_tokens))
             return len(chosen) / seconds
 
     def plan_s(self) -> float:

@@ -348,3 +348,21 @@ def test_a_prefill_that_is_cancelled_in_the_middle_leaves_nothing(engine: Watche
     assert engine.last_position(SequenceId(2)) is None
     stream.close()
     batcher.close()
+
+
+def test_an_errand_runs_in_the_thread_that_computes_between_two_steps(batcher: Batcher, engine: WatchedEngine) -> None:
+    tokens = prompt(0, 12)
+    engine.decode([Run(SequenceId(0), tokens[:-1], 0)])
+    logits = engine.decode([Run(SequenceId(0), tokens[-1:], 11, Logits.LAST)])[0]
+    assert logits is not None
+    reply = batcher.stream(SequenceId(0), 12, logits, engine.sampler(GREEDY), 40)
+    first = next(reply)
+    worker = batcher.run(threading.current_thread)
+    assert worker.name == "kvloom-batcher"
+    assert [first.token, *(one.token for one in reply)] == alone(tokens, 40)
+    with pytest.raises(ZeroDivisionError):
+        batcher.run(lambda: 1 // 0)
+    assert batcher.run(threading.current_thread) is worker
+    batcher.close()
+    with pytest.raises(EngineStateError, match="closed"):
+        batcher.run(threading.current_thread)

@@ -10,7 +10,6 @@ import time
 import llama_cpp
 import numpy as np
 
-from kvloom.engine.llamacpp.compute import computed
 from kvloom.engine.llamacpp.driver import LlamaCppEngine
 from kvloom.errors import EngineStateError
 from kvloom.types import SequenceId
@@ -21,12 +20,9 @@ __all__ = ["bare_greedy"]
 def bare_greedy(engine: LlamaCppEngine, sequence: SequenceId, token: int, num_tokens: int) -> tuple[list[int], float]:
     """Decode `token` at the end of `sequence` and then greedily on; (the tokens chosen, seconds for all).
 
-    Native calls and an argmax, nothing else, in one go. What was decoded is taken out of the sequence again.
+    Native calls and an argmax, nothing else. What was decoded is taken out of the sequence again.
+    To be called in the thread that computes for the engine (`Batcher.run`).
     """
-    return computed(lambda: _greedy(engine, sequence, token, num_tokens))
-
-
-def _greedy(engine: LlamaCppEngine, sequence: SequenceId, token: int, num_tokens: int) -> tuple[list[int], float]:
     native = engine._native
     last = engine.last_position(sequence)
     if last is None or last + 1 + num_tokens > native.num_cells:

@@ -8,7 +8,7 @@ their bytes and set again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
@@ -19,7 +19,6 @@ from kvloom.engine.grammar import GrammarGuides
 from kvloom.engine.llamacpp import batch, state
 from kvloom.engine.llamacpp.aside import Aside
 from kvloom.engine.llamacpp.casting import GgmlRowCaster
-from kvloom.engine.llamacpp.compute import computed
 from kvloom.engine.llamacpp.embedder import LlamaCppEmbedder, can_embed, forecast_bytes
 from kvloom.engine.llamacpp.load import GGML_TYPES, MAX_OUTPUT_ROWS, LoadSettings, NativeModel
 from kvloom.engine.llamacpp.log import recent_errors
@@ -27,6 +26,7 @@ from kvloom.engine.llamacpp.probe import safe_settings
 from kvloom.engine.llamacpp.sampling import LlamaCppSampler, SamplingDefaults
 from kvloom.engine.llamacpp.selftest import examine, is_recurrent
 from kvloom.engine.llamacpp.side import read_state, set_state
+from kvloom.engine.llamacpp.team import in_passing
 from kvloom.engine.llamacpp.vocab import LlamaCppVocabulary
 from kvloom.errors import EngineMemoryError, EngineStateError, EngineUnsupportedError
 from kvloom.types import (
@@ -78,8 +78,6 @@ class LlamaCppEngine(Engine):
         self._state_buffer: U8Array = np.empty(0, np.uint8)
         # "All layers on the GPU" is the default, and most builds have none.
         self.uses_accelerator = settings.num_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
-        # What a GPU computes waits for no team of threads, and is too short for the way to another thread.
-        self._computed = _directly if self.uses_accelerator else computed
         has_tiles = not self.uses_accelerator and {settings.kv_type_k, settings.kv_type_v} == {KVType.F16}
         quantum = batch.FAST_ROWS if has_tiles else 1
         balance = batch.balance_tokens(
@@ -89,7 +87,7 @@ class LlamaCppEngine(Engine):
         )
         self._limits = batch.BatchLimits(native.max_rows, MAX_OUTPUT_ROWS, quantum, balance)
         self._is_recurrent = is_recurrent(native)
-        found = examine(native, self._pad_sequence, self.fingerprint)
+        found = in_passing(lambda: examine(native, self._pad_sequence, self.fingerprint))
         self.layout: KVLayout = found.layout
         self.rope: RopeSpec = found.rope
         self.train_context = found.train_context
@@ -185,7 +183,7 @@ class LlamaCppEngine(Engine):
         self._collect(runs, pieces, results)
 
     def _decode_native(self, native_batch: llama_cpp.llama_batch) -> None:
-        code = self._computed(lambda: llama_cpp.llama_decode(self._native.context, native_batch))
+        code = llama_cpp.llama_decode(self._native.context, native_batch)
         if code == 0:
             return
         if code == NO_SLOT:
@@ -417,7 +415,3 @@ class LlamaCppEngine(Engine):
         self._native.close()
         self._writer.release()
         self._state_buffer = np.empty(0, np.uint8)
-
-
-def _directly(call: Callable[[], int]) -> int:
-    return call()

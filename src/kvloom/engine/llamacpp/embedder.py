@@ -17,6 +17,7 @@ from kvloom.engine.base import Embedder
 from kvloom.engine.llamacpp.batch import NativeBatch
 from kvloom.engine.llamacpp.load import Metadata, NativeModel
 from kvloom.engine.llamacpp.side import SideContext
+from kvloom.engine.llamacpp.team import in_passing
 from kvloom.errors import EngineStateError, EngineUnsupportedError
 from kvloom.model.footprint import CacheSpec, footprint_of_shape
 from kvloom.model.header import read_header
@@ -158,7 +159,7 @@ class LlamaCppEmbedder(Embedder):
             self._batch.put_rows(row, text.sequence, text.tokens[text.num_done : text.num_done + count], text.num_done)
             parts.append((text, count))
             row += count
-        self._side.decode(self._batch.of(row))
+        in_passing(lambda: self._side.decode(self._batch.of(row)))
         found = llama_cpp.llama_get_embeddings(self._side.pointer)
         rows = np.ctypeslib.as_array(found, shape=(row, self._width))
         row = 0

@@ -19,7 +19,6 @@ import numpy as np
 from kvloom.engine.base import PlacedRows, Run
 from kvloom.engine.books import MAX_POSITION
 from kvloom.engine.llamacpp import batch, rope, state
-from kvloom.engine.llamacpp.compute import computed
 from kvloom.engine.llamacpp.load import GGML_TYPES, NativeModel, head_sizes, open_context
 from kvloom.engine.llamacpp.log import recent_errors
 from kvloom.engine.llamacpp.remember import Answers, build_id
@@ -269,8 +268,7 @@ def _k_rows(context: int, sequence: int, layout: KVLayout, tokens: I32Array, sta
 def _compute(context: int, sequence: int, tokens: I32Array, start: int) -> None:
     run = Run(SequenceId(sequence), tokens.tolist(), start)
     native_batch = batch.NativeBatch(len(tokens))
-    filled = native_batch.put([run], [batch.Piece(0, 0, len(tokens))], 0, 0)
-    code = computed(lambda: llama_cpp.llama_decode(context, filled))
+    code = llama_cpp.llama_decode(context, native_batch.put([run], [batch.Piece(0, 0, len(tokens))], 0, 0))
     if code != 0:
         raise EngineStateError(f"llama.cpp could not compute {len(tokens)} tokens (code {code}): {recent_errors()}")
 

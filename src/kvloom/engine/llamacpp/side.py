@@ -11,7 +11,6 @@ from collections.abc import Callable
 import llama_cpp
 import numpy as np
 
-from kvloom.engine.llamacpp.compute import computed
 from kvloom.engine.llamacpp.load import LoadSettings, open_context
 from kvloom.engine.llamacpp.log import recent_errors
 from kvloom.errors import EngineStateError
@@ -48,8 +47,7 @@ class SideContext:
         return llama_cpp.llama_get_memory(self.pointer) or 0
 
     def decode(self, native_batch: llama_cpp.llama_batch) -> None:
-        pointer = self.pointer
-        code = computed(lambda: llama_cpp.llama_decode(pointer, native_batch))
+        code = llama_cpp.llama_decode(self.pointer, native_batch)
         if code:
             raise EngineStateError(
                 f"llama.cpp could not compute {native_batch.n_tokens} rows (code {code}): {recent_errors()}"

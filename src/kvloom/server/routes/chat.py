@@ -114,25 +114,28 @@ class _Shape:
         writers = [_ChoiceWriter(self, i, self.form.reader()) for i in range(replies.num_choices)]
         completions: dict[int, Completion] = {}
         for writer in writers:
-            yield self._event([writer.first()])
+            yield self.event([writer.first()])
         async for event in replies.events():
             writer = writers[event.choice]
             if isinstance(event, DeltaEvent):
+                if writer.is_plain(event.delta):
+                    yield writer.plain(event.delta)
+                    continue
                 for choice in writer.more(event.delta):
-                    yield self._event([choice])
+                    yield self.event([choice])
                 continue
             completions[event.choice] = event.completion
             ends = writer.end(event)
             for choice in ends[:-1]:
-                yield self._event([choice])
+                yield self.event([choice])
             is_last = len(completions) == replies.num_choices
-            yield self._event(ends[-1:], _in_order(completions) if is_last else ())
+            yield self.event(ends[-1:], _in_order(completions) if is_last else ())
         if self.body.wants_usage:
             last = self._bare([])
             last.usage = usage_of(_in_order(completions), replies.num_choices, replies.num_reasoning_tokens)
             yield sse.event(last.to_json())
 
-    def _event(self, choices: list[ChatDeltaChoice], ended: Sequence[Completion] = ()) -> bytes:
+    def event(self, choices: list[ChatDeltaChoice], ended: Sequence[Completion] = ()) -> bytes:
         event = self._bare(choices)
         if self.body.wants_usage:
             event.usage = None  # set: it stands there as null, as OpenAI's does
@@ -150,13 +153,24 @@ class _ChoiceWriter:
     """Writes one choice's events."""
 
     def __init__(self, shape: _Shape, index: int, reader: ToolReader | None) -> None:
+        self._shape = shape
         self._index = index
         self._reader = reader
         self._wants_logprobs = bool(shape.body.logprobs)
         self._num_calls = 0
+        self._template: sse.EventTemplate | None = None
 
     def first(self) -> ChatDeltaChoice:
         return self._choice(ChatDelta(role="assistant", content=""))
+
+    def is_plain(self, delta: TextDelta) -> bool:
+        """Whether only a text is told, as in nearly all events."""
+        return self._reader is None and not self._wants_logprobs and not delta.is_reasoning
+
+    def plain(self, delta: TextDelta) -> bytes:
+        if self._template is None:
+            self._template = sse.EventTemplate(lambda text: self._shape.event([self._choice(ChatDelta(content=text))]))
+        return self._template.of(delta.text)
 
     def more(self, delta: TextDelta) -> list[ChatDeltaChoice]:
         if delta.is_reasoning:

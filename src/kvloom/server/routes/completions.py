@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from fastapi import Request, Response
@@ -133,12 +134,16 @@ def _logprobs(items: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs:
 async def _events(head: _Head, replies: Replies) -> AsyncIterator[bytes]:
     completions: dict[int, Completion] = {}
     offsets = dict.fromkeys(range(replies.num_choices), 0)
+    plain = [sse.EventTemplate(partial(_text_event, head, index)) for index in offsets]
     for index in offsets if head.echoes else ():
-        yield _event(head, [CompletionChoice(index=index, text=head.echo(index), logprobs=None, finish_reason=None)])
+        yield _text_event(head, index, head.echo(index))
     async for event in replies.events():
         if isinstance(event, DeltaEvent):
             delta = event.delta
-            logprobs = _logprobs(delta.logprobs, offsets[event.choice]) if head.wants_logprobs else None
+            if not head.wants_logprobs:
+                yield plain[event.choice].of(delta.text)
+                continue
+            logprobs = _logprobs(delta.logprobs, offsets[event.choice])
             offsets[event.choice] += sum(len(token_text(item)) for item in delta.logprobs)
             choice = CompletionChoice(index=event.choice, text=delta.text, logprobs=logprobs, finish_reason=None)
             yield _event(head, [choice])
@@ -154,6 +159,10 @@ async def _events(head: _Head, replies: Replies) -> AsyncIterator[bytes]:
         in_order = [completions[i] for i in sorted(completions)]
         last.usage = usage_of(in_order, head.choices_each, replies.num_reasoning_tokens)
         yield sse.event(last.to_json())
+
+
+def _text_event(head: _Head, index: int, text: str) -> bytes:
+    return _event(head, [CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)])
 
 
 def _event(head: _Head, choices: list[CompletionChoice], ended: Sequence[Completion] = ()) -> bytes:
