@@ -69,7 +69,7 @@ def store_for_ever(loom: Loom, _: str) -> None:
         chat.warm()
         chat.remove(chunk.id)
         loom.flush()
-        say("stored", loom.composer.entry_id(loom.library.parts(chunk.id, chunk.name)[0], kvloom.types.ALONE))
+        say("stored", loom.composer.entry_id(loom.shelf.parts(chunk.id, chunk.name)[0], kvloom.types.ALONE))
 
 
 def hold(loom: Loom, session: str) -> None:

@@ -67,7 +67,7 @@ class Bench:
             computed = session.warm()
             asked = asked_in(session, drawn)
             reference, _ = Probe(session).log_probs(asked.tokens, asked.num_rows)
-            pristine = [self._entry(entry) for chunk in chunks for _, entry in loom.library.entries(chunk)]
+            pristine = [self._entry(entry) for chunk in chunks for _, entry in loom.shelf.entries(chunk)]
             write_s = self._write(pristine)
             for chunk in chunks:
                 loom.offload(chunk)

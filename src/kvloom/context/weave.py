@@ -5,7 +5,6 @@ Knows entries and positions, not texts. Rows that are computed are stored at onc
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import Counter
@@ -15,7 +14,8 @@ from itertools import groupby, pairwise
 from typing import Protocol
 
 from kvloom.context.device import Device, Holding
-from kvloom.context.plan import PRISTINE, Compute, Keep, Place, Plan, Resident, Wanted, make_plan
+from kvloom.context.plan import Compute, Keep, Place, Plan, Resident, Wanted, make_plan
+from kvloom.context.variants import Span, blended
 from kvloom.engine.base import Logits, PlacedRows, RowLayer, Run
 from kvloom.errors import CancelledError, EngineUnsupportedError, StoreError
 from kvloom.types import ALONE, Entry, EntryId, EntryKey, F32Array, KVRows, SequenceId, merkle_lineage
@@ -64,14 +64,6 @@ class EntriesGoneError(Exception):
         self.entries = tuple(entries)
 
 
-@dataclass(frozen=True)
-class Span:
-    """Positions start ≤ p < stop."""
-
-    start: int
-    stop: int
-
-
 class Weaver:
     """Weaves for all sessions of one device. The caller holds `device.lock`."""
 
@@ -114,7 +106,7 @@ class Weaver:
         *,
         num_to_come: int = 0,
         on_step: StepCallback | None = None,
-        is_cancelled: Callable[[], bool] | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Weave:
         """Make `holding` hold exactly `wanted` (ordered by position, no overlap).
 
@@ -136,7 +128,7 @@ class Weaver:
         wanted: Sequence[Wanted],
         num_to_come: int,
         on_step: StepCallback | None,
-        is_cancelled: Callable[[], bool] | None,
+        is_cancelled: Callable[[], bool],
     ) -> Weave:
         began = time.perf_counter()
         num_emptied_tokens = self._emptied(holding, wanted)
@@ -155,7 +147,7 @@ class Weaver:
             self._device.drop(holding, [drop.resident for drop in plan.drops])
             self._share(holding, plan)
             num_tokens = sum(len(want.tokens) for want in wanted) + num_to_come
-            self._device.promise(holding, num_tokens, is_cancelled or (lambda: False))
+            self._device.promise(holding, num_tokens, is_cancelled)
             rows = {want.position: found for want, found in placed}
             rows |= self._alone_rows([want for want in computes if Compute(want).alone], holding, clock)
             rotated = self._lay_in_order(holding, [want for want, _ in placed] + computes, rows, clock)
@@ -251,7 +243,7 @@ class Weaver:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _plan_alone(self, holding: Holding, wanted: Sequence[Wanted], is_cancelled: Callable[[], bool] | None) -> Plan:
+    def _plan_alone(self, holding: Holding, wanted: Sequence[Wanted], is_cancelled: Callable[[], bool]) -> Plan:
         """The plan, once nobody else computes what it would compute."""
         while True:
             plan = self.plan(holding, wanted)
@@ -262,13 +254,11 @@ class Weaver:
             holding.num_promised = 0  # of the work before
             try:
                 self._device.lock.wait_for(
-                    lambda entries=entries: (  # type: ignore[misc]
-                        not entries & self._computing or (is_cancelled is not None and is_cancelled())
-                    )
+                    lambda entries=entries: not entries & self._computing or is_cancelled()  # type: ignore[misc]
                 )
             finally:
                 holding.is_busy = holding.is_waiting = False
-            if is_cancelled is not None and is_cancelled():
+            if is_cancelled():
                 raise CancelledError("cancelled; the context is as it was before")
 
     def _emptied(self, holding: Holding, wanted: Sequence[Wanted]) -> int:
@@ -414,7 +404,7 @@ class Weaver:
             clock.check()
             is_last = stop == len(tokens)
             run = Run(sequence, tokens[first:stop], start + first, want if is_last else Logits.NONE)
-            logits = self._device.decode([run], owner, clock.is_cancelled or (lambda: False))[0]
+            logits = self._device.decode([run], owner, clock.is_cancelled)[0]
             clock.advance(stop - first)
         return logits  # type: ignore[return-value]  # LAST was asked for whenever the caller uses it
 
@@ -430,12 +420,7 @@ class Weaver:
         for position, resident in list(holding.residents.items()):
             touched = [r for r in runs if r.start < resident.stop and r.stop > resident.position]
             if touched:
-                # A run may span two chunks: each remembers its own part.
-                inside = [(max(r.start, position) - position, min(r.stop, resident.stop) - position) for r in touched]
-                spans = ",".join(f"{start}-{stop}" for start, stop in inside)
-                before = resident.variant.partition(":")[2]
-                variant = f"{prefix(position)}:{before + ',' if before else ''}{spans}"
-                holding.residents[position] = replace(resident, variant=variant)
+                holding.residents[position] = blended(resident, touched, prefix(position))
 
 
 @dataclass
@@ -444,43 +429,17 @@ class _Steps:
 
     total: int
     on_step: StepCallback | None
-    is_cancelled: Callable[[], bool] | None
+    is_cancelled: Callable[[], bool]
     done: int = 0
 
     def check(self) -> None:
-        if self.is_cancelled is not None and self.is_cancelled():
+        if self.is_cancelled():
             raise CancelledError("cancelled; the context is as it was before")
 
     def advance(self, num_tokens: int) -> None:
         self.done += num_tokens
         if self.on_step is not None:
             self.on_step(self.done, max(self.total, self.done))
-
-
-def blended_spans(variant: str) -> list[Span]:
-    """The runs of a resident that blend has recomputed, relative to its first position."""
-    spans = variant.partition(":")[2]
-    return [Span(int(a), int(b)) for a, _, b in (item.partition("-") for item in spans.split(",") if item)]
-
-
-def composition(wanted: Iterable[Wanted]) -> str:
-    """A name for exactly these rows at these positions: the prefix that blended rows were computed behind."""
-    digest = hashlib.sha256()
-    for want in wanted:
-        digest.update(f"{want.entry}@{want.position};".encode())
-    return digest.hexdigest()[:16]
-
-
-def keep_blended(wanted: Sequence[Wanted], holding: Holding) -> list[Wanted]:
-    """`wanted`, taking over blended rows that are resident behind the very same composition."""
-    result: list[Wanted] = []
-    for want in wanted:
-        resident = holding.residents.get(want.position)
-        if resident is not None and resident.entry == want.entry and resident.variant != PRISTINE:
-            is_same_before = resident.variant.partition(":")[0] == composition(result)
-            want = replace(want, variant=resident.variant) if is_same_before else want
-        result.append(want)
-    return result
 
 
 def _num_repeated(wanted: Sequence[Wanted]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sized
 from http import HTTPStatus
 from itertools import islice
@@ -14,6 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kvloom.config import ServerSettings
 from kvloom.server.errors import ApiError, invalid_value
 from kvloom.server.wire import send_error
+
+MIN_BYTES_PER_S = 1024
+"""Of a body, on average, behind the first seconds of patience: any line is faster."""
 
 
 class LimitMiddleware:
@@ -81,6 +85,7 @@ class _Body:
         self._patience_s = patience_s
         self._num_bytes = 0
         self._is_whole = False
+        self._began_s = time.monotonic()
 
     async def receive(self) -> Message:
         if self._is_whole:
@@ -90,15 +95,26 @@ class _Body:
         except TimeoutError:
             raise BodyRefusedError(too_slow(self._patience_s)) from None
         if message["type"] == "http.request":
+            self._check_rate()
             self._is_whole = not message.get("more_body", False)
             self._num_bytes += len(message.get("body", b""))
             if self._num_bytes > self._max_bytes:
                 raise BodyRefusedError(too_large(self._max_bytes))
         return message
 
+    def _check_rate(self) -> None:
+        """A byte now and then is no body that comes: it would hold a connection for days."""
+        elapsed_s = time.monotonic() - self._began_s
+        if elapsed_s > self._patience_s + self._num_bytes / MIN_BYTES_PER_S:
+            message = f"{self._num_bytes:,} bytes of the body came in {elapsed_s:.0f} s; send it faster"
+            raise BodyRefusedError(_timed_out(message))
+
 
 def too_slow(patience_s: float) -> ApiError:
-    message = f"nothing of the body came for {patience_s:g} s"
+    return _timed_out(f"nothing of the body came for {patience_s:g} s")
+
+
+def _timed_out(message: str) -> ApiError:
     return ApiError(HTTPStatus.REQUEST_TIMEOUT, message, code="request_timeout", headers={"connection": "close"})
 
 

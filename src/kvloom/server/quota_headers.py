@@ -9,6 +9,7 @@ from kvloom.server.quota_windows import Standing
 
 INSUFFICIENT_QUOTA = "insufficient_quota"
 RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+MAX_WAIT_S = 60.0
 
 
 def limit_headers(standing: Standing) -> dict[str, str]:
@@ -30,10 +31,15 @@ def refusal_code(error: QuotaExceededError) -> str:
     return INSUFFICIENT_QUOTA if error.is_spent else RATE_LIMIT_EXCEEDED
 
 
+def _should_retry(error: QuotaExceededError) -> bool:
+    """OpenAI's clients wait as long as they are told up to a minute, and else ask again within seconds."""
+    return error.should_retry and (error.retry_after_s or 0.0) <= MAX_WAIT_S
+
+
 def refusal_headers(error: QuotaExceededError, standing: Standing) -> dict[str, str]:
     """The limits, `Retry-After` in whole seconds where waiting helps, and whether a program should."""
     headers = limit_headers(standing)
-    headers["x-should-retry"] = "true" if error.should_retry else "false"
+    headers["x-should-retry"] = "true" if _should_retry(error) else "false"
     if error.retry_after_s is not None:
         # Never early: rounded up, and 0 would mean at once.
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

@@ -206,7 +206,7 @@ class Completions:
         for number, tokens in enumerate(blocks):
             manifest = manifest.with_turn(Tokens(tokens), f"end {number}", variant=variant)
         try:
-            self._loom.library.record(manifest)  # without the turn: it may wait for the disk
+            self._loom.shelf.record(manifest)  # without the turn: it may wait for the disk
         except UnknownChunkError:
             holding.is_doomed = True  # purged, by another process it may be
         with self._loom.device.lock:

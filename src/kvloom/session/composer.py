@@ -15,16 +15,8 @@ from kvloom.context.blend import BlendChunk, select_runs
 from kvloom.context.device import Device, Holding
 from kvloom.context.manifest import Manifest, Slot, SlotKind, Tokens
 from kvloom.context.plan import PRISTINE, Resident, Wanted
-from kvloom.context.weave import (
-    EntriesGoneError,
-    Span,
-    StepCallback,
-    Weave,
-    Weaver,
-    blended_spans,
-    composition,
-    keep_blended,
-)
+from kvloom.context.variants import Span, blended_spans, composition, keep_blended
+from kvloom.context.weave import EntriesGoneError, StepCallback, Weave, Weaver
 from kvloom.engine.base import Engine, RowLayer
 from kvloom.errors import EngineStateError
 from kvloom.kv.store import TieredStore
@@ -99,7 +91,7 @@ class Composer:
         holding: Holding,
         manifest: Manifest,
         on_step: StepCallback | None = None,
-        is_cancelled: Callable[[], bool] | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
         num_to_come: int = 0,
     ) -> Composed:
         """Weave `manifest` into `holding`. Turns whose KV is lost are computed anew behind what stands now.

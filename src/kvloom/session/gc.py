@@ -50,11 +50,11 @@ def forget_traces(loom: Loom) -> int:
     """
     looms, held = loom.neighbourhood.looms(), set[EntryId]()
     for one in looms:
-        one.library.forget_recorded()  # whatever is woven from now on is recorded again, as young
+        one.shelf.forget_recorded()  # whatever is woven from now on is recorded again, as young
         with one.device.lock:
             held.update(resident.entry for _, resident in one.device.residents())
             held.update(one.composer.weaver.woven_now())
-    return loom.library.traces.prune(lambda entry: entry in held or any(one.store.contains(entry) for one in looms))
+    return loom.shelf.traces.prune(lambda entry: entry in held or any(one.store.contains(entry) for one in looms))
 
 
 def _named(log: SessionLog) -> set[tuple[str, str]]:

@@ -33,7 +33,6 @@ from kvloom.session.gc import collect
 from kvloom.session.guard import MemoryGuard
 from kvloom.session.history import History, TurnRecord
 from kvloom.session.home import session_info
-from kvloom.session.library import Library
 from kvloom.session.log import SessionLog
 from kvloom.session.loom_chunks import LoomChunks
 from kvloom.session.loom_memory import LoomMemory
@@ -46,6 +45,7 @@ from kvloom.session.rates import KeptRates
 from kvloom.session.request_prompts import Prepared
 from kvloom.session.requests import Request
 from kvloom.session.session import Session
+from kvloom.session.shelf import Shelf
 from kvloom.session.snapshots import SnapshotStore
 from kvloom.session.status import device_status
 from kvloom.session.traces import Traces
@@ -119,9 +119,9 @@ class Loom(LoomChunks, LoomMemory):
         self.log = SessionLog(self._database)
         self.snapshot_store = SnapshotStore(self._database)
         self._profiles = ProfileStore(self._database)
-        self.library = Library(self.catalog, Traces(self._database), self.builder, self.composer)
-        self.composer.before_weave = self.library.record
-        self.prompts = Prompts(self.builder, self.library, engine.fingerprint)
+        self.shelf = Shelf(self.catalog, Traces(self._database), self.builder, self.composer)
+        self.composer.before_weave = self.shelf.record
+        self.prompts = Prompts(self.builder, self.shelf, engine.fingerprint)
         self._completions = Completions(self)
         self._sessions: dict[SessionId, Session] = {}
         self._pinned: set[EntryId] = set()

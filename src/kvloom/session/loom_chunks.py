@@ -15,8 +15,8 @@ from kvloom.context.manifest import Manifest
 from kvloom.engine.base import Engine
 from kvloom.errors import AmbiguousChunkError, UnknownChunkError
 from kvloom.kv.store import TieredStore
-from kvloom.session.library import Library
 from kvloom.session.log import SessionLog
+from kvloom.session.shelf import Shelf
 from kvloom.session.values import (
     Chunk,
     ChunkDetail,
@@ -41,7 +41,7 @@ class LoomChunks(ABC):
     device: Device
     builder: PromptBuilder
     catalog: Catalog
-    library: Library
+    shelf: Shelf
     log: SessionLog
 
     @abstractmethod
@@ -54,17 +54,17 @@ class LoomChunks(ABC):
         Raises ContentError saying what is wrong with the file and what to do; `repair` replaces invalid UTF-8.
         """
         self._check_open()
-        return self.library.load(Path(path).expanduser(), name, repair)
+        return self.shelf.load(Path(path).expanduser(), name, repair)
 
     def load_text(self, text: str, *, name: str) -> Chunk:
         """A text as a chunk under a name."""
         self._check_open()
-        return self.library.load_text(text, name)
+        return self.shelf.load_text(text, name)
 
     def load_bytes(self, data: bytes, *, name: str, repair: bool = False) -> Chunk:
         """A text file's bytes, wherever they came from, as a chunk under a name. Raises ContentError as `load`."""
         self._check_open()
-        return self.library.load_bytes(data, name, repair)
+        return self.shelf.load_bytes(data, name, repair)
 
     def resolve(self, ref: str) -> ChunkId:
         """The chunk of a name or of an unambiguous prefix of 6 hex digits or more.
@@ -77,7 +77,7 @@ class LoomChunks(ABC):
     def chunks(self, *, erased: bool = False) -> list[ChunkStatus]:
         """Every known chunk with its tier and bytes, in the order of loading."""
         self._check_open()
-        return self.library.statuses(erased=erased)
+        return self.shelf.statuses(erased=erased)
 
     def chunk(self, ref: str) -> ChunkDetail:
         """Everything about one chunk."""
@@ -86,15 +86,15 @@ class LoomChunks(ABC):
             residents = list(self.device.residents())
         on_device = {resident.entry for _, resident in residents}
         parts = []
-        runs = self.library.parts(chunk, self.catalog.get(chunk).name)
-        for part, entry in self.library.entries(chunk):
+        runs = self.shelf.parts(chunk, self.catalog.get(chunk).name)
+        for part, entry in self.shelf.entries(chunk):
             cells = {r.position for _, r in residents if r.entry == entry}
             tokens = runs[part].ids if part < len(runs) else ()
-            tier = self.library.tier(entry, on_device)
+            tier = self.shelf.tier(entry, on_device)
             size = len(tokens) * self.engine.layout.token_bytes if tier is not TierName.NONE else 0
             parts.append(ChunkPart(part, entry, len(tokens), tier, size, len(cells) * len(tokens), tokens))
         places = tuple(self._places(chunk))
-        return ChunkDetail(self.library.status(chunk), tuple(parts), places, len(places), self.catalog.metadata(chunk))
+        return ChunkDetail(self.shelf.status(chunk), tuple(parts), places, len(places), self.catalog.metadata(chunk))
 
     def set_metadata(self, ref: str, key: str, value: str | None) -> None:
         """Set a chunk's metadata; None or "" takes the key away."""
@@ -103,18 +103,18 @@ class LoomChunks(ABC):
     def reload(self, ref: str | None = None) -> list[Reloaded]:
         """Names whose files changed move to what the files hold now, in the catalog; `Session.reload` swaps them in."""
         self._check_open()
-        return self.library.reload(None if ref is None else [self.resolve(ref)])
+        return self.shelf.reload(None if ref is None else [self.resolve(ref)])
 
     def offload(self, ref: str) -> int:
         """A chunk's KV from device and RAM to disk; bytes that were moved."""
-        entries = [entry for _, entry in self.library.entries(self.resolve(ref))]
+        entries = [entry for _, entry in self.shelf.entries(self.resolve(ref))]
         with self.device.lock:
             self.device.drop_entries(set(entries))
         return sum(self.store.size_of(entry) for entry in entries if self.store.offload(entry))
 
     def save(self, ref: str) -> int:
         """A chunk's KV on disk now, synced; bytes."""
-        entries = [entry for _, entry in self.library.entries(self.resolve(ref))]
+        entries = [entry for _, entry in self.shelf.entries(self.resolve(ref))]
         return sum(self.store.size_of(entry) for entry in entries if self.store.save(entry))
 
     def restore(self, ref: str) -> int:
@@ -122,7 +122,7 @@ class LoomChunks(ABC):
         self._check_open()
         chunk = self._resolve_erased(ref)
         self.catalog.restore(chunk)
-        loaded = (self.store.get(entry) for _, entry in self.library.entries(chunk))
+        loaded = (self.store.get(entry) for _, entry in self.shelf.entries(chunk))
         return sum(entry.rows.nbytes for entry in loaded if entry is not None)
 
     def erase(self, ref: str) -> None:
@@ -146,7 +146,7 @@ class LoomChunks(ABC):
         """`verify` for one chunk: its text against its id (raises StoreError where they differ), then its entries."""
         chunk = self.resolve(ref)
         self.catalog.content(chunk)
-        entries = {entry for _, entry in self.library.entries(chunk)}
+        entries = {entry for _, entry in self.shelf.entries(chunk)}
         return [VerifyResult(found.entry_id, found.nbytes, found.fault) for found in self.store.verify(entries)]
 
     def count(self, text: str) -> int:

@@ -20,7 +20,7 @@ def profile_of(loom: Loom, name: str, session: Session, sources: Sequence[str] |
     """The session's chunks (their files, where they came from files), system prompt and fidelity under a name."""
     if sources is None:
         active = session.manifest.active_chunk_ids
-        sources = [loom.library.status(chunk).source or chunk for chunk in active]
+        sources = [loom.shelf.status(chunk).source or chunk for chunk in active]
     return Profile(name, tuple(sources), session.system, {FIDELITY: session.fidelity.value})
 
 
@@ -33,7 +33,7 @@ def bring_in(loom: Loom, profile: Profile, session: Session) -> list[Chunk]:
             chunks += [session.load(path) for path in paths]
         else:
             session.activate(source)
-            status = loom.library.status(loom.resolve(source))
+            status = loom.shelf.status(loom.resolve(source))
             chunks.append(Chunk(status.id, status.name, status.num_tokens, 1, status.size_bytes, is_new=False))
     if profile.system != session.system:
         session.set_system(profile.system)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvloom.context.manifest import SlotKind
-from kvloom.context.weave import Span, composition
+from kvloom.context.variants import Span, composition
 from kvloom.engine.base import Logits, Run
 from kvloom.errors import EngineUnsupportedError
 from kvloom.session.composer import Composed

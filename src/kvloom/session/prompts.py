@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kvloom.context.manifest import Manifest, Slot, SlotKind, Tokens
 from kvloom.session.history import TurnRecord
-from kvloom.session.library import Library
+from kvloom.session.shelf import Shelf
 from kvloom.text.pieces import PromptBuilder
 from kvloom.text.template import Message
 from kvloom.types import ChunkId, ModelFingerprint
@@ -21,9 +21,9 @@ _PROBE = "?"
 class Prompts:
     """Safe for several threads, as its parts are. Raises TemplateError where the template refuses a conversation."""
 
-    def __init__(self, builder: PromptBuilder, library: Library, model: ModelFingerprint) -> None:
+    def __init__(self, builder: PromptBuilder, shelf: Shelf, model: ModelFingerprint) -> None:
         self._builder = builder
-        self._library = library
+        self._shelf = shelf
         self._model = model
 
     def head(self, system: str) -> Tokens:
@@ -31,8 +31,8 @@ class Prompts:
 
     def chunk(self, chunk: ChunkId, ref: str) -> tuple[str, tuple[Tokens, ...]]:
         """The name under which a chunk stands in a prompt, and the ids of its parts."""
-        name = self._library.name_for(chunk, ref)
-        return name, self._library.parts(chunk, name)
+        name = self._shelf.name_for(chunk, ref)
+        return name, self._shelf.parts(chunk, name)
 
     def question(
         self, manifest: Manifest, records: Sequence[TurnRecord], text: str
@@ -69,7 +69,7 @@ class Prompts:
         fresh = replace(manifest, slots=(), model=self._model).with_head(self.head(manifest.system), manifest.system)
         for chunk in manifest.chunk_ids:
             old = next(slot for slot in manifest.chunks if slot.ref == chunk)
-            fresh = fresh.with_chunk(chunk, old.name, self._library.parts(chunk, old.name))
+            fresh = fresh.with_chunk(chunk, old.name, self._shelf.parts(chunk, old.name))
             fresh = fresh.switched(chunk, old.active).with_pin(chunk, old.pinned)
         turns, _ = self._render(manifest.system, records, [()] * len(records), _PROBE)
         slots = [replace(slot, tokens=Tokens(ids)) for slot, ids in zip(manifest.turns, turns, strict=True)]

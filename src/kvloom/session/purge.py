@@ -112,31 +112,31 @@ def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
         # One that is opened meanwhile may have begun with the chunk already.
         while fresh := [one for one in loom.neighbourhood.looms() if one not in done]:
             for one in fresh:
-                one.library.refuse(chunk)
+                one.shelf.refuse(chunk)
                 done.append(one)
             freed += sum(_remove_under(one, chunk, found) for one in fresh)
         freed += loom.catalog.get(chunk).size_bytes
         loom.catalog.purge(chunk)
     finally:
         for one in done:
-            one.library.refuse(chunk, refused=False)
+            one.shelf.refuse(chunk, refused=False)
     return freed
 
 
 def _remove_under(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
     """Off one loom's device and out of its tiers; bytes freed."""
-    library, composer = loom.library, loom.composer
+    shelf, composer = loom.shelf, loom.composer
     with loom.device.lock:  # requests come and go: none of them may store it again in between
         # What is under way has been recorded, and nothing more is: the chunk is refused.
-        found.entries |= library.entries_anywhere(chunk)
+        found.entries |= shelf.entries_anywhere(chunk)
         composer.weaver.wait_woven(found.entries)
-        found.entries |= library.entries_anywhere(chunk)
+        found.entries |= shelf.entries_anywhere(chunk)
         loom.device.purge_entries(found.entries)
         freed = sum(loom.store.size_of(entry) for entry in found.entries)
         for entry in found.entries:
             loom.store.purge(entry)
-        composer.forget((found.digests - found.needed_digests) | library.digests(chunk))
-        library.forget(chunk)
+        composer.forget((found.digests - found.needed_digests) | shelf.digests(chunk))
+        shelf.forget(chunk)
     loom.builder.tokenizer.forget()
     loom.forget_replies()
     return freed

@@ -149,10 +149,10 @@ class RemoteLoom(Loom):
     ) -> None:
         self.endpoint, self.counts = engine.endpoint, counts
         super().__init__(engine, store, rotator, settings, home, model)
-        self.library.counts_exactly = counts.is_exact
+        self.shelf.counts_exactly = counts.is_exact
         self.pool = RemotePool(self.device, self.endpoint, self.window)
         self.prompts = self.remote_prompts = RemotePrompts(
-            self.builder, self.library, engine.fingerprint, self.endpoint, counts
+            self.builder, self.shelf, engine.fingerprint, self.endpoint, counts
         )
 
     # -- counting -----------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from kvloom.engine.remote.base import ChatMessage, Endpoint
 from kvloom.engine.remote.engine import stand_in_ids
 from kvloom.errors import UnknownChunkError
 from kvloom.session.history import TurnRecord
-from kvloom.session.library import Library
 from kvloom.session.prompts import Prompts
 from kvloom.session.remote_counting import MOVED_SHARE, RemoteCounts
 from kvloom.session.remote_marks import Marks
+from kvloom.session.shelf import Shelf
 from kvloom.text.pieces import PromptBuilder
 from kvloom.types import ChunkId, ModelFingerprint
 
@@ -33,12 +33,12 @@ class RemotePrompts(Prompts):
     def __init__(
         self,
         builder: PromptBuilder,
-        library: Library,
+        shelf: Shelf,
         model: ModelFingerprint,
         endpoint: Endpoint,
         counts: RemoteCounts,
     ) -> None:
-        super().__init__(builder, library, model)
+        super().__init__(builder, shelf, model)
         self._endpoint = endpoint
         self._counts = counts
         self.marks = Marks(endpoint)
@@ -91,7 +91,7 @@ class RemotePrompts(Prompts):
         if self._epoch != self._counts.epoch:
             self._epoch = self._counts.epoch
             self._builder.tokenizer.forget()
-            self._library.forget_tokens()
+            self._shelf.forget_tokens()
 
     def _recounted(self, manifest: Manifest, turns: Sequence[Tokens]) -> Manifest:
         now = dict(zip((slot.ref for slot in manifest.turns), turns, strict=True))
@@ -105,7 +105,7 @@ class RemotePrompts(Prompts):
             fresh = self.head(system)
         else:
             try:
-                fresh = self._library.parts(ChunkId(slot.ref), slot.name)[slot.part]
+                fresh = self._shelf.parts(ChunkId(slot.ref), slot.name)[slot.part]
             except UnknownChunkError:  # purged in another process: this context still holds it
                 return slot
         moved, before = abs(len(fresh) - len(slot.tokens)), len(slot.tokens)
@@ -114,7 +114,7 @@ class RemotePrompts(Prompts):
     def _chunk_text(self, chunk: ChunkId, name: str) -> str:
         known = self._texts.get((chunk, name))
         if known is None:
-            pieces = self._builder.chunk_pieces(name, self._library.catalog.text(chunk))
+            pieces = self._builder.chunk_pieces(name, self._shelf.catalog.text(chunk))
             known = "".join(piece.text for piece in pieces)
             self._texts[chunk, name] = known
             if len(self._texts) > MAX_CACHED_TEXTS:

@@ -135,20 +135,20 @@ class RequestPreparer:
 
     def _recognised(self, text: str) -> Iterator[TemplatePart]:
         """The text, with known chunks in it as chunks."""
-        library, end = self._loom.library, 0
-        for span in library.recognised(text) if len(text) >= MIN_KNOWN_CHARS else ():
+        shelf, end = self._loom.shelf, 0
+        for span in shelf.recognised(text) if len(text) >= MIN_KNOWN_CHARS else ():
             if span.start > end:
                 yield text[end : span.start]
             chunk = ChunkId(span.chunk_id)
-            yield ChunkText(chunk, library.bare_parts(chunk), text[span.start : span.stop])
+            yield ChunkText(chunk, shelf.bare_parts(chunk), text[span.start : span.stop])
             end = span.stop
         if end < len(text) or not end:
             yield text[end:]
 
     def _chunk(self, ref: str) -> ChunkText:
         chunk = self._loom.resolve(ref)
-        name = self._loom.library.name_for(chunk, ref)
-        parts = self._loom.library.parts(chunk, name)
+        name = self._loom.shelf.name_for(chunk, ref)
+        parts = self._loom.shelf.parts(chunk, name)
         text = "".join(self._loom.builder.tokenizer.text(part.ids) for part in parts)
         return ChunkText(chunk, tuple(part.ids for part in parts), text)
 

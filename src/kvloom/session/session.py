@@ -181,16 +181,16 @@ class Session(SessionWindow, SessionStates, SessionViews):
         Raises ContentError for a file that cannot be read any more, with the others swapped.
         """
         with self._desk.editing():
-            manifest, library = self.manifest, self.loom.library
+            manifest, shelf = self.manifest, self.loom.shelf
             standing = [(ChunkId(slot.ref), slot.name) for slot in manifest.chunks if not slot.part]
             # Behind an undo a name may be ahead of what stands here under it: its file counts all the same.
-            ahead = [one.new for one in library.moved(standing)]
+            ahead = [one.new for one in shelf.moved(standing)]
             unreadable: ContentError | None = None
             try:
-                library.reload([*manifest.chunk_ids, *ahead])
+                shelf.reload([*manifest.chunk_ids, *ahead])
             except ContentError as error:
                 unreadable = error
-            moved = library.moved(standing)
+            moved = shelf.moved(standing)
             for one in moved:
                 manifest = self.loom.prompts.swapped(manifest, one.old, one.new, one.name)
             self._desk.commit("reload " + " ".join(one.name for one in moved), self._budget.fitting(manifest))

@@ -27,7 +27,7 @@ def context_usage(loom: Loom, manifest: Manifest, owner: str, budget: Budget) ->
     """The window by segment; a chunk of several parts is one segment."""
     with loom.device.lock:
         resident = {(r.entry, r.position) for holder, r in loom.device.residents() if holder == owner}
-    stale = loom.library.stale((ChunkId(slot.ref), slot.name) for slot in manifest.chunks if not slot.part)
+    stale = loom.shelf.stale((ChunkId(slot.ref), slot.name) for slot in manifest.chunks if not slot.part)
     segments = []
     numbers = {slot.ref: number for number, slot in enumerate(manifest.turns, 1)}
     for _, group in groupby(manifest.slots, key=lambda slot: (slot.kind, slot.ref)):

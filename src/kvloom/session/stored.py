@@ -65,7 +65,7 @@ class StoredLoom(Loom):
     ) -> None:
         super().__init__(engine, store, rotator, settings, home, model)
         self._engine_name = engine.record.name
-        self.prompts = _StoredPrompts(self.builder, self.library, engine.fingerprint)
+        self.prompts = _StoredPrompts(self.builder, self.shelf, engine.fingerprint)
 
     def session(
         self,

@@ -36,7 +36,7 @@ def import_session(loom: Loom, data: Mapping[str, Any]) -> SessionId:
         raise UsageError(f"this is not an exported session ({type(exc).__name__}: {exc})") from exc
     session = loom.log.load(data)
     for content, name in zip(contents, names, strict=True):
-        loom.library.add(content, _free_name(loom, name, content.id))
+        loom.shelf.add(content, _free_name(loom, name, content.id))
     return session
 
 

@@ -359,7 +359,7 @@ class TurnRunner:
         tokens = Tokens((*question.tokens, *sampled.tokens))
         manifest = composed.manifest.with_turn(tokens, record.id, start, composer.variant(holding))
         if is_held:
-            self._loom.library.record(manifest)
+            self._loom.shelf.record(manifest)
             composer.weaver.store_rows(holding, [composer.wanted_slot(manifest.slots[-1])])
         return manifest, record
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+
+# A word of any render: a pattern of its own for each would fill the cache of `re`, and take longer to make than to use.
+# Templates that change the case of a message change that of its marks. No two matches overlap: "k" is no digit.
+_MARK = re.compile("kv([0-9a-f]{16})([0-9a-f]{8})([be])", re.IGNORECASE)
 
 
 class SegmentKind(Enum):
@@ -61,8 +65,6 @@ class Marks:
             self._word = secrets.token_hex(8)
         self._contents: list[Content] = []
         self._bare: set[int] = set()
-        # Templates that change the case of a message change that of its marks.
-        self._pattern = re.compile(f"kv{self._word}([0-9a-f]{{8}})([be])", re.IGNORECASE)
 
     def wrap(self, content: Content, side: Side) -> str:
         """The content's text with its marks."""
@@ -80,12 +82,12 @@ class Marks:
 
     def remove(self, rendered: str) -> str:
         """The render without its marks."""
-        return self._pattern.sub("", rendered)
+        return _MARK.sub(lambda match: "" if self._is_mine(match) else match[0], rendered)
 
     def tail(self, rendered: str) -> str:
         """What stands behind the last mark: all of it where there is none."""
         end = 0
-        for match in self._pattern.finditer(rendered):
+        for match in self._found(rendered):
             end = match.end()
         return rendered[end:]
 
@@ -94,16 +96,16 @@ class Marks:
         segments: list[Segment] = []
         opened: Content | None = None
         number, at = -1, 0
-        for match in self._pattern.finditer(rendered):
+        for match in self._found(rendered):
             text, at = rendered[at : match.start()], match.end()
-            if match[2] in "bB":
+            if match[3] in "bB":
                 if opened is not None:
                     return None
                 if text:
                     segments.append(Segment(SegmentKind.TEMPLATE, text))
-                number = int(match[1], 16)
+                number = int(match[2], 16)
                 opened = self._contents[number]
-            elif opened is None or number != int(match[1], 16):
+            elif opened is None or number != int(match[2], 16):
                 return None
             else:
                 segments.append(Segment(opened.kind, opened.text if number in self._bare else text, opened.index))
@@ -113,6 +115,12 @@ class Marks:
         if rendered[at:]:
             segments.append(Segment(SegmentKind.TEMPLATE, rendered[at:]))
         return segments
+
+    def _found(self, rendered: str) -> Iterator[re.Match[str]]:
+        return filter(self._is_mine, _MARK.finditer(rendered))
+
+    def _is_mine(self, match: re.Match[str]) -> bool:
+        return match[1].lower() == self._word
 
     def _mark(self, number: int, end: str) -> str:
         return f"kv{self._word}{number:08x}{end}"

@@ -9,7 +9,8 @@ import pytest
 
 from kvloom.context.device import Device, Holding
 from kvloom.context.plan import Wanted
-from kvloom.context.weave import EntriesGoneError, Span, Weaver, blended_spans, composition, keep_blended
+from kvloom.context.variants import Span, blended_spans, composition, keep_blended
+from kvloom.context.weave import EntriesGoneError, Weaver
 from kvloom.engine.fake import FakeEngine
 from kvloom.errors import CancelledError, EngineMemoryError, EngineUnsupportedError, StoreFullError
 from kvloom.kv.rotate import Rotator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -107,18 +108,20 @@ async def test_large_headers_are_refused() -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (431, "headers_too_large")
 
 
-async def test_a_body_that_never_comes_is_given_up() -> None:
+@pytest.mark.parametrize("gap_s", [0.01, None])
+async def test_a_body_that_never_comes_or_drips_is_given_up(gap_s: float | None) -> None:
     app = app_over(ScriptedBackend(), stalled_client_s=0.05)
-    never = threading.Event()
+    has_begun = False
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
-        if never.is_set():
-            import asyncio
-
+        nonlocal has_begun
+        if has_begun and gap_s is None:
             await asyncio.Event().wait()
-        never.set()
-        return {"type": "http.request", "body": b"{", "more_body": True}
+        if has_begun and gap_s is not None:
+            await asyncio.sleep(gap_s)
+        has_begun = True
+        return {"type": "http.request", "body": b" ", "more_body": True}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -162,3 +165,10 @@ async def test_the_queue_refuses_with_a_time_to_come_again() -> None:
     assert [answer.status_code for answer in done] == [200, 200]
     assert backend.most_running == 1
     assert backend.num_leases == 0
+
+
+async def test_health_is_told_to_watchers_that_want_no_body() -> None:
+    async with scripted() as client:
+        answer = await client.head("/health")
+    assert answer.status_code == 200
+    assert not answer.content

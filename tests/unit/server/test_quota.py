@@ -413,3 +413,11 @@ def test_headers_of_a_refusal_tell_when_and_whether_to_ask_again(refused: tuple[
     headers = refusal_headers(too_large, ledger.standing(key))
     assert headers["x-should-retry"] == "false"
     assert "retry-after" not in headers
+
+
+def test_a_program_should_not_ask_again_where_the_wait_is_longer_than_clients_wait(open_ledger: Open) -> None:
+    ledger, key = open_ledger(unlimited(tokens_per_hour=1000))
+    spend(ledger, key, 900)
+    headers = refusal_headers(refusal(ledger, key, 200), ledger.standing(key))
+    assert int(headers["retry-after"]) > 60
+    assert headers["x-should-retry"] == "false"

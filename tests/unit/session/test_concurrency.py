@@ -463,7 +463,7 @@ def test_nothing_of_a_purged_chunk_stays_with_a_request_that_was_under_way(tmp_p
         before = set(loom.store.ids())
         stream = loom.complete(prepared)
         next(stream)
-        entries = {entry for _, entry in loom.library.entries(chunk.id)}
+        entries = {entry for _, entry in loom.shelf.entries(chunk.id)}
         loom.purge(chunk.id)
         while_away = set(loom.store.ids())
         for _ in stream:

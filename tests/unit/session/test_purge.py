@@ -259,7 +259,7 @@ def test_traces_of_what_is_held_nowhere_any_more_are_forgotten(tmp_path: Path) -
         chunk = open_to(SECRET)(loom)
         request(Fidelity.EXACT)(loom, chunk)
         loom.flush()
-        traces = loom.library.traces
+        traces = loom.shelf.traces
         known = traces.of(chunk)
         assert known
         assert forget_traces(loom) == 0, "young ones may be about to come"

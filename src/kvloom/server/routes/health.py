@@ -13,6 +13,7 @@ from kvloom.server.schema.lists import Health
 routes = APIRouter(tags=["health"])
 
 
+@routes.head("/health", include_in_schema=False)  # of watchers that want no body
 @routes.get("/health", response_model=Health, responses={503: {"model": Health, "description": "Loading, draining."}})
 async def health(request: Request) -> Response:
     """200 while requests are taken, 503 while the server loads or drains."""

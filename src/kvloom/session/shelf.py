@@ -40,7 +40,7 @@ class _Seen:
     on_device: Set[EntryId]
 
 
-class Library:
+class Shelf:
     """All chunks of a home under one loaded model. Thread-safe as its catalog and tiers are."""
 
     def __init__(self, catalog: Catalog, traces: Traces, builder: PromptBuilder, composer: Composer) -> None:
