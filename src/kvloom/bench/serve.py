@@ -24,6 +24,7 @@ from kvloom.bench.report import Report, Row
 from kvloom.bench.served import Served, environment_of
 from kvloom.bench.setting import Request, open_loom, own_home, peer_settings, settings_for, setup_of
 from kvloom.bench.sharing import sharing_rows
+from kvloom.bench.streams import stream_rows
 from kvloom.bench.teller import Teller
 from kvloom.errors import UsageError
 
@@ -41,7 +42,7 @@ WINDOW = 4096
 
 OURS, WHEEL, SAME_BUILD = "kvloom", "llama.cpp's server (wheel)", "llama.cpp's server (same build)"
 LOADS = ("mixed", "same-documents", "any-documents")
-CASES = (*LOADS, "one-client", "sharing")
+CASES = (*LOADS, "one-client", "sharing", "streams")
 
 MIXED_TARGET, SAME_BUILD_TARGET = 1.1, 0.97
 """Against the wheel's server, which is built for any machine, and against one that was built like ours."""
@@ -265,6 +266,8 @@ def run(request: Request, server: str | None = None, cases: str | None = None) -
             rows += [overhead_row(), one_client_row(request, home / "one", tell)]
         if "sharing" in chosen:
             rows += sharing_rows(request, home / "sharing", tell)
+        if "streams" in chosen:
+            rows += stream_rows(request, home / "streams", tell)
     closing = request.closing("serve", server=server, cases=cases)
     return Report("serve", bench.setup | closing, tuple(rows), columns=COLUMNS, notes=NOTES)
 
@@ -291,6 +294,7 @@ NOTES = (
     "added-first-token: what HTTP and scheduling add, on the deterministic engine; one-client: tokens per second of a "
     "long reply over HTTP beside the bare native loop.",
     "shared-sessions, shared-requests: cells that 8 conversations over one document take, over those of one.",
+    "step-of-8: a step of 8 replies behind so many tokens each, in one pool of cells and in separate streams.",
     "8 clients at once, each sends its next request when its last one has ended; both servers have 8 slots.",
     "mixed: completions of prompts of 50 to 1,500 tokens, replies of up to 128; total tokens per second.",
     "mixed-first-token, mixed-gap: the peer's median time to the first token over ours; its 95th percentile of the "
