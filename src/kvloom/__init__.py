@@ -51,7 +51,12 @@ from kvloom.types import Fidelity, KVType, TierName, Usage
 
 if TYPE_CHECKING:
     from kvloom.context.policies.base import policy_names as policies
+    from kvloom.reduce.asking import TextModel
+    from kvloom.reduce.tree import TreeSummary
     from kvloom.reduce.truncate import Keep, Truncated, truncate
+    from kvloom.reduce.window_answers import WindowAnswers
+    from kvloom.reduce.windows import Window, windows
+    from kvloom.session.long_texts import ask_windows, summarize
     from kvloom.session.loom import Loom
     from kvloom.session.rooms import open_loom as open  # noqa: A004 - `kvloom.open` is the public name
     from kvloom.session.session import Session
@@ -92,16 +97,23 @@ __all__ = [
     "StoreFullError",
     "StoreReadOnlyError",
     "TemplateError",
+    "TextModel",
     "TierName",
+    "TreeSummary",
     "Truncated",
     "UnknownChunkError",
     "UnknownSessionError",
     "UnknownSnapshotError",
     "Usage",
     "UsageError",
+    "Window",
+    "WindowAnswers",
+    "ask_windows",
     "open",
     "policies",
+    "summarize",
     "truncate",
+    "windows",
 ]
 
 
@@ -109,10 +121,17 @@ _LAZY = {
     "Keep": ("kvloom.reduce.truncate", "Keep"),
     "Loom": ("kvloom.session.loom", "Loom"),
     "Session": ("kvloom.session.session", "Session"),
+    "TextModel": ("kvloom.reduce.asking", "TextModel"),
+    "TreeSummary": ("kvloom.reduce.tree", "TreeSummary"),
     "Truncated": ("kvloom.reduce.truncate", "Truncated"),
+    "Window": ("kvloom.reduce.windows", "Window"),
+    "WindowAnswers": ("kvloom.reduce.window_answers", "WindowAnswers"),
+    "ask_windows": ("kvloom.session.long_texts", "ask_windows"),
     "open": ("kvloom.session.rooms", "open_loom"),
     "policies": ("kvloom.context.policies.base", "policy_names"),
+    "summarize": ("kvloom.session.long_texts", "summarize"),
     "truncate": ("kvloom.reduce.truncate", "truncate"),
+    "windows": ("kvloom.reduce.windows", "windows"),
 }
 """What loads numpy and the engine is imported when it is first used: `kvloom --help` must not wait for it."""
 

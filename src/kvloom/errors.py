@@ -19,6 +19,7 @@ KvloomError
 ├── StoreError
 │   ├── StoreFullError          no space left in a tier or on the device behind it
 │   ├── StoreReadOnlyError      the home cannot be written
+│   ├── IndexDamagedError       a library's index cannot be used any more: it is removed and built anew
 │   └── EntryCorruptError       a stored entry failed its check (inside kvloom this becomes a miss)
 ├── SessionError
 │   ├── UnknownSessionError     no session of that id or name
@@ -132,6 +133,10 @@ class StoreFullError(StoreError):
 
 class StoreReadOnlyError(StoreError):
     """The home cannot be written."""
+
+
+class IndexDamagedError(StoreError):
+    """A library's index is damaged or of an older form. Removing it loses nothing: its documents are added again."""
 
 
 class EntryCorruptError(StoreError):

@@ -90,11 +90,16 @@ def read_file(path: Path, *, max_bytes: int = MAX_CONTENT_BYTES, repair: bool = 
 
     The size is checked before anything is read. A file that changes while it is read is read again, three times.
     """
+    data, source = read_raw(path, max_bytes=max_bytes)
+    return _content(data, str(path), source, repair)
+
+
+def read_raw(path: Path, *, max_bytes: int = MAX_CONTENT_BYTES) -> tuple[bytes, Source]:
+    """The bytes of a regular file as they stood at one moment, whatever they are. Raises ContentError."""
     for _ in range(_NUM_READS):
         before, data, after = _read_once(path, max_bytes)
         if _stamp(before) == _stamp(after) and len(data) == after.st_size:
-            source = Source(path.absolute(), after.st_mtime_ns, after.st_size)
-            return _content(data, str(path), source, repair)
+            return data, Source(path.absolute(), after.st_mtime_ns, after.st_size)
     raise ContentError(f"{path} changes while it is read ({_NUM_READS} tries): load it again when it is written")
 
 

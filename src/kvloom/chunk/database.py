@@ -55,12 +55,24 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is stored whole or not at all. Nested ones join the outer one."""
+        with self._begun("BEGIN IMMEDIATE"):
+            yield
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything that is read inside is of one moment, whoever writes meanwhile. For reading only, and briefly:
+        other threads wait."""
+        with self._begun("BEGIN"):
+            yield
+
+    @contextmanager
+    def _begun(self, begin: str) -> Iterator[None]:
         with self._lock:
             if self._depth:
                 yield
                 return
             with self._mapped():
-                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute(begin)
             self._depth = 1
             try:
                 yield

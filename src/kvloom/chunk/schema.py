@@ -142,4 +142,14 @@ _V5 = """
 ALTER TABLE sessions ADD COLUMN window INTEGER NOT NULL DEFAULT 0;
 """
 
-MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3, _V4, _V5)
+_V6 = """
+CREATE TABLE results (
+    number     INTEGER PRIMARY KEY AUTOINCREMENT,
+    key        TEXT NOT NULL UNIQUE CHECK (length(key) = 64),
+    reply      TEXT NOT NULL,
+    checksum   BLOB NOT NULL,
+    created_s  REAL NOT NULL
+);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3, _V4, _V5, _V6)

@@ -28,7 +28,9 @@ from kvloom.cli.commands import (
     models,
     serve,
     sessions,
+    summarize,
     truncate,
+    window,
 )
 from kvloom.cli.options import JSON_ONLY, Options, takes
 from kvloom.cli.output import Output
@@ -49,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (chat, ask, demo, truncate, models, fit, memory, checkup, serve, batch):
+for module in (chat, ask, demo, summarize, window, truncate, models, fit, memory, checkup, serve, batch):
     module.register(app)
 app.add_typer(chunks.app, name="chunks")
 app.add_typer(sessions.app, name="sessions")

@@ -5,20 +5,16 @@ Knows no manifest and no model. Nothing is written to disk.
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+
+from kvloom.text.words import TOKENIZER, spaced, words
 
 HALF_SCORE = 2.0
 """The BM25 score that counts as a relevance of 0.5: about one rare word in common."""
 MAX_TEXT_CHARS = 200_000
 """Of a longer text the start is indexed: enough to tell what it is about."""
-
-_WORD = re.compile(r"\w+")
-_UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f])")
-"""Scripts without spaces: each character is a word of its own."""
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
 
 
 class RelevanceIndex:
@@ -28,22 +24,22 @@ class RelevanceIndex:
         self._lock = threading.Lock()
         self._keys: dict[str, int] = {}
         self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        self._db.execute("CREATE VIRTUAL TABLE texts USING fts5(body, tokenize = 'porter unicode61')")
+        self._db.execute(f"CREATE VIRTUAL TABLE texts USING fts5(body, tokenize = '{TOKENIZER}')")
 
     def add(self, key: str, text: Callable[[], str]) -> None:
         """Index a text once, asked for only then; texts under a key never change."""
         with self._lock:
             if key in self._keys:
                 return
-            row = self._db.execute("INSERT INTO texts (body) VALUES (?)", (_spaced(text()[:MAX_TEXT_CHARS]),))
+            row = self._db.execute("INSERT INTO texts (body) VALUES (?)", (spaced(text()[:MAX_TEXT_CHARS]),))
             self._keys[key] = row.lastrowid or 0
 
     def scores(self, question: str) -> Mapping[str, float]:
         """The relevance of each text that has a word in common with the question, 0 … 1."""
-        words = dict.fromkeys(_WORD.findall(_spaced(question).lower()))
-        if not words:
+        asked = words(question)
+        if not asked:
             return {}
-        query = " OR ".join(f'"{word}"' for word in words)
+        query = " OR ".join(f'"{word}"' for word in asked)
         with self._lock:
             rows = dict(self._db.execute("SELECT rowid, -bm25(texts) FROM texts WHERE texts MATCH ?", (query,)))
             found = {key: max(0.0, rows[number]) for key, number in self._keys.items() if number in rows}
@@ -53,7 +49,3 @@ class RelevanceIndex:
         """Idempotent."""
         with self._lock:
             self._db.close()
-
-
-def _spaced(text: str) -> str:
-    return _UNSPACED.sub(r" \1 ", _CAMEL.sub(" ", text))

@@ -27,10 +27,11 @@ _SEAMS = (
 """Natural ends, the best first: a paragraph's, a line's, a sentence's, a word's."""
 
 
-def longest(limit: int, excess: Callable[[int], int], guess: int, chars_per_token: float) -> int:
+def longest(limit: int, excess: Callable[[int], int], guess: int, chars_per_token: float, slack: int = 0) -> int:
     """A length n up to `limit` where `excess(n)` is at most 0 and `excess(n + 1)`, if there is one, is not.
 
-    `excess` is in tokens; a length of 0 is taken to fit and is not measured.
+    `excess` is in tokens; a length of 0 is taken to fit and is not measured. With a `slack` the first length is enough
+    that leaves no more tokens than it.
     """
     low, high, num_steps = 0, limit + 1, 0
     while high - low > 1:
@@ -39,6 +40,8 @@ def longest(limit: int, excess: Callable[[int], int], guess: int, chars_per_toke
         over = excess(guess)
         if over <= 0:
             low = guess
+            if slack and over >= -slack:
+                return low
         else:
             high = guess
         num_steps += 1
@@ -62,23 +65,29 @@ def parts(text: str, max_tokens: int, count: Count) -> Iterator[str]:
     rate = len(text) / num_tokens
     start = 0
     while start < len(text):
-        stop = _stop(text, start, max_tokens, count, rate)
+        stop = part_end(text, start, max_tokens, count, rate)
         yield text[start:stop]
         start = stop
 
 
-def _stop(text: str, start: int, max_tokens: int, count: Count, rate: float) -> int:
+def part_end(text: str, start: int, max_tokens: int, count: Count, rate: float, beyond: int = 0, slack: int = 0) -> int:
+    """Where a part of at most `max_tokens` that begins at `start` ends: the last natural end near its limit.
+
+    `rate`: the text's characters per token, about. Only natural ends behind `beyond` are taken. With a `slack` the part
+    may have so many tokens less than would fit. It has a character at least, whatever that takes.
+    """
+
     def excess(length: int) -> int:
         return count(text[start : boundary_before(text, start + length)]) - max_tokens
 
-    length = longest(len(text) - start, excess, int(max_tokens * rate), rate)
+    length = longest(len(text) - start, excess, int(max_tokens * rate), rate, slack)
     stop = boundary_before(text, start + length)
     if stop <= start:
         return boundary_after(text, start + 1)
     if stop == len(text):
         return stop
     seam = _seam(text, start, stop)
-    return seam if count(text[start:seam]) <= max_tokens else stop
+    return seam if seam > beyond and count(text[start:seam]) <= max_tokens else stop
 
 
 def _seam(text: str, start: int, stop: int) -> int:

@@ -56,6 +56,48 @@ NOTES = (
 """For summaries that are summarized again."""
 
 
+DOCUMENT = (
+    Wording(
+        "<text>\n",
+        "\n</text>\n\nSum up this part of a longer text in short notes. One note for each fact, at most 20 words. "
+        "Start every note with '- '. Keep names, numbers, dates and what follows from what.",
+    ),
+    Wording(
+        "This is a part of a longer text:\n\n---\n",
+        "\n---\n\nWhat does it say? Answer in your own words, one short line for each fact. Do not repeat the text.",
+    ),
+)
+"""For a part of a document."""
+
+_WHOLE = "Write full sentences. Begin with what it is about."
+
+
+def abstract_of_text(num_words: int) -> tuple[Wording, ...]:
+    """For a document that one prompt holds: its summary at once."""
+    return (
+        Wording("<text>\n", f"\n</text>\n\nSum up this text in at most {num_words} words. {_WHOLE}"),
+        Wording(
+            "This is a text:\n\n---\n",
+            f"\n---\n\nTell somebody who has not read it what it says, in at most {num_words} words of your own.",
+        ),
+    )
+
+
+def abstract_of_notes(num_words: int) -> tuple[Wording, ...]:
+    """For the notes that were taken of a document: what is made of them at last."""
+    return (
+        Wording(
+            "<notes>\n",
+            "\n</notes>\n\nThese notes were taken of a longer text, in its order. Sum up that text in at most "
+            f"{num_words} words. {_WHOLE}",
+        ),
+        Wording(
+            "Notes that were taken of a longer text:\n\n---\n",
+            f"\n---\n\nTell somebody who has not read the text what it says, in at most {num_words} words of your own.",
+        ),
+    )
+
+
 class Unusable(Enum):
     """Why a reply is no summary."""
 
@@ -72,6 +114,8 @@ _MIN_ECHO_CHARS = 24
 """Fewer characters of an instruction come up by chance."""
 _MAX_LINE_CHARS = 200
 """A note is a sentence or two; where notes have to be shortened, each line is one."""
+_ANY = 100
+"""Words of a summary; a sentence that names them is told from others by the rest of it."""
 _BULLET = "- "
 _PARAGRAPH = re.compile(r"(?<=[.?!])\s+|(?<=[。？！])")
 _SENTENCE_ENDS = re.compile(r"(?<=[.?:!])\s|\n")
@@ -116,7 +160,7 @@ def _is_echo(reply: str, text: str) -> bool:
 @cache
 def _instructions() -> tuple[str, ...]:
     """The sentences of every wording that are long enough to be told from a fact."""
-    wordings = (*CONVERSATION, *NOTES)
+    wordings = (*CONVERSATION, *NOTES, *DOCUMENT, *abstract_of_text(_ANY), *abstract_of_notes(_ANY))
     sentences = (one for wording in wordings for one in _SENTENCE_ENDS.split(f"{wording.before}\n{wording.after}"))
     return tuple(plain for plain in map(_plain, sentences) if len(plain) >= _MIN_ECHO_CHARS)
 

@@ -37,13 +37,13 @@ UNHURRIED = _Unhurried()
 class Completer:
     """Greedy completions, one at a time. `patience` says when others come first, and when to end."""
 
-    def __init__(self, loom: Loom, patience: Patience = UNHURRIED) -> None:
+    def __init__(self, loom: Loom, patience: Patience = UNHURRIED, system: str = SYSTEM) -> None:
         self._loom = loom
         self._patience = patience
         self._owner = SessionId(f"completion-{uuid.uuid4().hex[:8]}")
         self._runner = loom.runner(self._owner, threading.Event())
-        head = loom.prompts.head(SYSTEM)
-        self._manifest = Manifest(fidelity=Fidelity.EXACT, model=loom.engine.fingerprint).with_head(head, SYSTEM)
+        head = loom.prompts.head(system)
+        self._manifest = Manifest(fidelity=Fidelity.EXACT, model=loom.engine.fingerprint).with_head(head, system)
 
     @property
     def num_overhead_tokens(self) -> int:

@@ -26,7 +26,7 @@ MAX_REPLANS = 8
 """A weave finds all damaged entries that it wants at once; what replaces them may be damaged, too."""
 
 
-MAX_KNOWN_IDS = 16_384
+MAX_KNOWN_IDS = 4096
 """Ids that are remembered, of some 500 bytes each: every request has blocks of its own."""
 MAX_KNOWN_PIECES = 512
 """Runs whose tokens' bytes are remembered: a chunk's part of 1,000 tokens takes some 40 kB."""

@@ -27,7 +27,8 @@ class HomeSessions:
 
     def sessions(self) -> list[SessionInfo]:
         """All stored sessions, the last used first."""
-        return [session_info(self._log, record.id) for record in self._log.list()]
+        with self._log.snapshot():
+            return [session_info(self._log, record.id) for record in self._log.list()]
 
     def delete_session(self, ref: str) -> None:
         """Raises SessionBusyError where a process has it open."""
@@ -54,10 +55,11 @@ class HomeSessions:
 
 def session_info(log: SessionLog, session: SessionId, *, is_open_here: bool = False) -> SessionInfo:
     """What is told of a stored session."""
-    record = log.get(session)
-    manifest = Manifest()
-    if record.head:
-        manifest = Manifest.decode(log.manifest(record.head[0]).body, log.tokens)
+    with log.snapshot():  # it may be deleted at any moment, with all that belongs to it
+        record = log.get(session)
+        manifest = Manifest()
+        if record.head:
+            manifest = Manifest.decode(log.manifest(record.head[0]).body, log.tokens)
     return SessionInfo(
         record.id, record.name, record.model, record.created_s, record.updated_s, len(manifest.turns),
         len(manifest.chunk_ids), manifest.num_tokens, is_open_here or log.is_open(session),

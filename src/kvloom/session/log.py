@@ -103,6 +103,12 @@ class SessionLog:
                 raise UnknownSessionError(f"{ref!r} fits {len(found)} sessions: {', '.join(row[0] for row in found)}")
         raise UnknownSessionError(f"no session is called {ref!r}: `kvloom sessions list` shows those that are there")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is of one moment."""
+        with self._db.snapshot():
+            yield
+
     def manifest(self, manifest: ManifestId) -> ManifestRecord:
         """One manifest, its checksum verified. Raises SessionError, StoreError where it is damaged."""
         rows = self._db.rows(f"{_SELECT_MANIFEST} WHERE id = ?", (manifest,))

@@ -244,7 +244,8 @@ class Loom(LoomChunks, LoomMemory):
     def sessions(self) -> list[SessionInfo]:
         """All stored sessions, the last used first."""
         self._check_open()
-        return [self._info(record.id) for record in self.log.list()]
+        with self.log.snapshot():
+            return [self._info(record.id) for record in self.log.list()]
 
     def session_info(self, ref: str) -> SessionInfo:
         """One stored session, by its name or the beginning of its id. Raises UnknownSessionError."""

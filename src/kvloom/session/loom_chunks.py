@@ -188,10 +188,10 @@ class LoomChunks(ABC):
             return fits[0].id
 
     def _places(self, chunk: ChunkId) -> Iterator[ChunkPlace]:
-        for record in self.log.list():
-            if not record.head:
-                continue
-            manifest = Manifest.decode(self.log.manifest(record.head[0]).body, self.log.tokens)
+        with self.log.snapshot():  # sessions may be deleted at any moment
+            records = [record for record in self.log.list() if record.head]
+            heads = [Manifest.decode(self.log.manifest(record.head[0]).body, self.log.tokens) for record in records]
+        for record, manifest in zip(records, heads, strict=True):
             slots = [slot for slot in manifest.chunks if slot.ref == chunk]
             if slots:
                 first = slots[0]

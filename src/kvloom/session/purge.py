@@ -12,7 +12,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
+from kvloom.errors import UnknownSessionError
 from kvloom.session.log import ManifestRecord
+from kvloom.session.results import StoredResults
 from kvloom.session.traces import traced_in
 from kvloom.types import ChunkId, EntryId, SessionId
 
@@ -48,6 +50,8 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
                 writers.enter_context(loom.log.writer(closed))
             _scrub_logs(loom, chunk, found)
             freed = _remove(loom, chunk, found)
+        with StoredResults(loom.home) as results:
+            results.clear()  # any summary may quote it
         for session in open_sessions:
             session._desk.reread()
             session._budget.forget()
@@ -81,8 +85,12 @@ def _find(loom: Loom, chunk: ChunkId) -> _Findings:
     composers = [(one.engine.fingerprint, one.composer) for one in loom.neighbourhood.looms()]
     tokens = lru_cache(MAX_CACHED_RUNS)(loom.log.tokens)
     for info in loom.log.list():
-        for record in loom.log.manifests(info.id):
-            manifest = Manifest.decode(record.body, tokens)
+        try:
+            with loom.log.snapshot():
+                manifests = [Manifest.decode(record.body, tokens) for record in loom.log.manifests(info.id)]
+        except UnknownSessionError:  # deleted since it was listed, with all that it held
+            continue
+        for manifest in manifests:
             own = [slot for slot in manifest.chunks if slot.ref == chunk]
             found.needed_digests.update(slot.tokens.digest for slot in manifest.slots if slot not in own)
             marked = [slot for slot in manifest.slots if slot in own or chunk in slot.seen]

@@ -24,7 +24,7 @@ from kvloom.types import ALONE, ChunkId, EntryId, TierName
 
 MAX_CACHED_PARTS = 256
 """Tokenized chunks kept in memory: a chunk of 1,000 tokens takes some 40 kB."""
-MAX_KNOWN_RECORDS = 16_384
+MAX_KNOWN_RECORDS = 4096
 """Entries that are known to be in the catalog, of some 350 bytes each: exact requests make ever new ones of the same
 chunk."""
 

@@ -31,10 +31,15 @@ _UNIT = re.compile(rf"[^\s,;\])}}]{{0,{_MAX_UNIT_CHARS - 1}}}(?:[\s,;\])}}]|$|.)
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """A text up to `whole_tokens` stays whole; parts have `least_tokens` to `whole_tokens`, about twice the least."""
+    """A text up to `whole_tokens` stays whole; parts have `least_tokens` to `whole_tokens`, about twice the least.
+
+    `rank_chars`: only so much of a line decides between lines of one level (0: all of it), so that most edits of a long
+    line, a whole paragraph of it, move no border.
+    """
 
     whole_tokens: int = 1536
     least_tokens: int = 448
+    rank_chars: int = 0
 
     def __post_init__(self) -> None:
         if self.least_tokens < 1 or self.whole_tokens < 2 * self.least_tokens:
@@ -53,7 +58,7 @@ def split(text: str, sizes: SplitSizes | None = None) -> tuple[str, ...]:
         starts.append(starts[-1] + estimate_tokens(unit))
     if starts[-1] <= sizes.whole_tokens:
         return (text,)
-    ranks = [_rank(units, i) for i in range(len(units))]
+    ranks = [_rank(units, i, sizes.rank_chars) for i in range(len(units))]
     cuts = [0, *_peaks(starts, ranks, sizes.least_tokens), len(units)]
     borders: list[int] = []
     for start, stop in itertools.pairwise(cuts):
@@ -119,9 +124,10 @@ def _units(text: str, limit: int) -> Iterable[str]:
             yield from (run for run in _UNIT.findall(line) if run)
 
 
-def _rank(units: Sequence[str], i: int) -> Rank:
+def _rank(units: Sequence[str], i: int, num_chars: int) -> Rank:
     line, before = units[i], units[i - 1] if i else ""
-    return _level(line, before), zlib.crc32(line.encode("utf-8", "surrogatepass"))
+    told = line[:num_chars] if num_chars else line
+    return _level(line, before), zlib.crc32(told.encode("utf-8", "surrogatepass"))
 
 
 def _level(line: str, before: str) -> int:

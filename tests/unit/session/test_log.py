@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -338,3 +339,20 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged_and_frees_its_sessi
         with log.writer(session) as writer:
             writer.append("op", b"goes on")
     database.close()
+
+
+def test_a_session_that_is_deleted_meanwhile_is_told_of_as_it_stood(database: Database, log: SessionLog) -> None:
+    run = Tokens(tuple(range(40)))
+    with log.writer(session := log.create("model")) as writer:
+        writer.append("new", b"body", tokens=runs(run.ids))
+    other = Database(database.path.parent)
+    with log.snapshot():
+        [record] = log.list()
+        deleting = threading.Thread(target=SessionLog(other).delete, args=(session,))
+        deleting.start()
+        deleting.join(20)
+        assert not deleting.is_alive()
+        assert log.manifest(record.head[0]).body == b"body"
+        assert log.tokens(run.digest) == run.ids
+    assert not log.list()
+    other.close()

@@ -1,0 +1,20 @@
+"""DOCUMENTS -> FOUND PASSAGES: cut into passages, kept in one SQLite file a library, searched. Knows no model."""
+
+from kvloom.index.passages import PASSAGE_SIZES, Passage, passages
+from kvloom.index.store import LibraryIndex
+from kvloom.index.values import DocumentInfo, Found, Progress, StoredPassage, Updated
+from kvloom.index.vectors import Embed, Vectors
+
+__all__ = [
+    "PASSAGE_SIZES",
+    "DocumentInfo",
+    "Embed",
+    "Found",
+    "LibraryIndex",
+    "Passage",
+    "Progress",
+    "StoredPassage",
+    "Updated",
+    "Vectors",
+    "passages",
+]

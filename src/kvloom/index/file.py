@@ -1,0 +1,262 @@
+"""The one SQLite file of a library's index: opened safely, of a known version, its errors as ours. Knows no rows.
+
+An index can be built again from its documents, so a commit waits for no disk (WAL with synchronous=NORMAL): a power cut
+may take the last documents back, and never leaves half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvloom.errors import IndexDamagedError, StoreError, StoreFullError, StoreReadOnlyError
+from kvloom.text.words import TOKENIZER
+
+FORMAT_VERSION = 1
+"""Raised with every change of the tables, of the passages' sizes, or of how words are cut: the rows would not fit."""
+
+_APPLICATION_ID = 0x6B766C69
+"""`kvli`, in SQLite's header: another program's database is not taken for ours."""
+_BUSY_TIMEOUT_S = 10.0
+"""Longest wait for another process, which writes one document at a time."""
+_CACHE_KIB = 16 * 1024
+"""Pages a connection keeps: the words' index of 100,000 passages mostly fits."""
+_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""What SQLite keeps beside a database."""
+
+_TABLES = (
+    "CREATE TABLE documents (number INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, "
+    "digest TEXT NOT NULL, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, "
+    "read_ns INTEGER NOT NULL, is_file INTEGER NOT NULL, note TEXT NOT NULL, num_passages INTEGER NOT NULL)",
+    "CREATE TABLE passages (number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents, "
+    "position INTEGER NOT NULL, id BLOB NOT NULL, first_line INTEGER NOT NULL, last_line INTEGER NOT NULL, "
+    "heading TEXT NOT NULL, text TEXT NOT NULL)",
+    "CREATE INDEX passages_by_place ON passages (document, position)",
+    "CREATE INDEX passages_by_id ON passages (id)",
+    "CREATE TABLE roots (path BLOB PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE totals (num_passages INTEGER NOT NULL, num_chars INTEGER NOT NULL)",
+    "INSERT INTO totals VALUES (0, 0)",
+    "CREATE TABLE vectors (embedder TEXT NOT NULL, id BLOB NOT NULL, vector BLOB NOT NULL, "
+    "PRIMARY KEY (embedder, id)) WITHOUT ROWID",
+    # Without content: the passages' texts are kept once, as they are, and the index only of their words.
+    f"CREATE VIRTUAL TABLE words USING fts5(heading, body, content = '', tokenize = '{TOKENIZER}')",
+    "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.5, 1.0)')",
+    "CREATE VIRTUAL TABLE vocabulary USING fts5vocab(words, row)",
+)
+
+Value = str | int | float | bytes | None
+Row = tuple[Any, ...]
+
+
+class IndexFile:
+    """One connection behind a lock; every method may be called from any thread.
+
+    Raises StoreError: IndexDamagedError where only building it anew helps, StoreReadOnlyError, StoreFullError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self._create()
+        with self._mapped():
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._mapped():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is stored whole or not at all. Nested ones join the outer one."""
+        with self.lock, self._mapped():
+            if self._is_inside():
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._is_inside():
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment, whatever other processes write."""
+        with self.lock, self._mapped():
+            if self._is_inside():
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._is_inside():
+                    self._connection.execute("ROLLBACK")
+
+    def execute(self, sql: str, values: Sequence[Value] = ()) -> int:
+        """Returns the number of rows changed."""
+        with self.lock, self._mapped():
+            return self._connection.execute(sql, values).rowcount
+
+    def insert(self, sql: str, values: Sequence[Value] = ()) -> int:
+        """Returns the new row's number."""
+        with self.lock, self._mapped():
+            return self._connection.execute(sql, values).lastrowid or 0
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        with self.lock, self._mapped():
+            self._connection.executemany(sql, rows)
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        with self.lock, self._mapped():
+            return self._connection.execute(sql, values).fetchall()
+
+    def row(self, sql: str, values: Sequence[Value] = ()) -> Row:
+        """The one row that a sound index has there."""
+        rows = self.rows(sql, values)
+        if len(rows) != 1:
+            raise self.damaged(f"{len(rows)} rows where there is one")
+        return rows[0]
+
+    def damaged(self, why: str) -> IndexDamagedError:
+        return _damaged(self.path, why)
+
+    def version_of_data(self) -> tuple[int, int]:
+        """Differs once anything was written, by this connection or another."""
+        with self.lock, self._mapped():
+            (others,) = self._connection.execute("PRAGMA data_version").fetchone()
+            return others, self._connection.total_changes
+
+    def scrub(self) -> None:
+        """Leaves no byte of deleted rows in the files, unless another process still reads an older state.
+
+        Rows are zeroed as they go; the words' index forgets what it holds of them only when it is written anew.
+        """
+        with self.lock, self._mapped():
+            self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self.lock, self._mapped():
+            self._connection.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _create(self) -> None:
+        """The folder for its owner only, and an empty file that SQLite's own files take their mode from."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as exc:
+            raise _of_os_error(self.path, exc) from exc
+
+    def _prepare(self) -> None:
+        run = self._connection.execute
+        run(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        run("PRAGMA foreign_keys = ON")
+        run("PRAGMA secure_delete = ON")
+        self._check_version()
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = NORMAL")
+        if not self._is_built():
+            self._build()
+        # A damaged page of the schema shows here and not at the first question.
+        run("SELECT num_passages FROM totals").fetchone()
+        run("SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1").fetchone()
+
+    def _is_inside(self) -> bool:
+        return self._connection.in_transaction
+
+    def _is_built(self) -> bool:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        return bool(version == FORMAT_VERSION)
+
+    def _check_version(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (num_tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != _APPLICATION_ID and (application or num_tables):
+            raise StoreError(f"{self.path} is a database of another program, not the index of a library: move it away")
+        if version > FORMAT_VERSION:
+            raise StoreError(
+                f"{self.path} is an index of version {version}, this kvloom knows {FORMAT_VERSION}: use the "
+                "newer kvloom that wrote it, or remove it and add the documents again"
+            )
+        if 0 < version < FORMAT_VERSION:
+            raise IndexDamagedError(
+                f"{self.path} is an index of the older version {version}, this kvloom writes {FORMAT_VERSION}: "
+                "remove it and add the documents again"
+            )
+
+    def _build(self) -> None:
+        """Takes the write lock first: another process may be doing the same."""
+        with self.transaction():
+            if self._is_built():
+                return
+            for statement in _TABLES:
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            self._connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise _of_sqlite_error(self.path, exc) from exc
+        except UnicodeDecodeError as exc:
+            raise self.damaged("a text in it is no UTF-8") from exc
+
+
+def remove_file(path: Path) -> None:
+    """Removes an index, damaged or not, with what SQLite keeps beside it; nothing but the index is lost. Idempotent."""
+    for suffix in _SUFFIXES:
+        try:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        except OSError as exc:
+            raise _of_os_error(path, exc) from exc
+
+
+def _damaged(path: Path, why: str) -> IndexDamagedError:
+    return IndexDamagedError(
+        f"{path} is damaged ({why}): remove it and add the documents again; only the index is lost, no document"
+    )
+
+
+def _of_sqlite_error(path: Path, exc: sqlite3.Error) -> StoreError:
+    code = getattr(exc, "sqlite_errorname", "") or ""
+    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return StoreReadOnlyError(f"{path} cannot be written ({exc}): check its permissions, or set KVLOOM_HOME")
+    if code.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")):
+        return StoreFullError(f"no space is left for {path} ({exc}): free some, or set KVLOOM_HOME to another disk")
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreError(f"{path} is held by another process for over {_BUSY_TIMEOUT_S:.0f} s: try again, or end it")
+    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")) and "closed" not in str(exc):
+        return _damaged(path, str(exc))
+    if not code and "decode" in str(exc):
+        return _damaged(path, "a text in it is no UTF-8")
+    return StoreError(f"{path}: {exc}")
+
+
+def _of_os_error(path: Path, exc: OSError) -> StoreError:
+    if isinstance(exc, PermissionError) or exc.errno in _READ_ONLY_ERRNOS:
+        return StoreReadOnlyError(f"{path} cannot be written ({exc.strerror}): set KVLOOM_HOME to another folder")
+    if exc.errno in _FULL_ERRNOS:
+        return StoreFullError(f"no space is left for {path}: free some, or set KVLOOM_HOME to another disk")
+    return StoreError(f"{path} cannot be opened ({exc.strerror}): set KVLOOM_HOME to a folder that can be written")

@@ -1,0 +1,140 @@
+"""What a question asks of an index: its words, how rare each is, how well a passage answers. Knows no disk.
+
+BM25 as Lucene computes it, whose weight of a word is never negative: SQLite's own takes a word that half of the
+passages hold for nothing, which in a library of three passages is every word.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kvloom.text.words import TOKENIZER, spaced, word_run
+
+_MAX_WORDS = 256
+"""Of a longer question the first are looked up; a pasted page says by then what it is about."""
+_SATURATION = 1.2
+_LENGTH_WEIGHT = 0.75
+"""BM25's k1 and b, at their usual values."""
+_HEADING_WEIGHT = 0.5
+"""A word in the heading above a passage says less than one inside of it."""
+
+_COMMON_WORDS = (
+    "a about all also am an and any are as at be been being but by can could did do does doing for from had has have "
+    "he her here him his how i if in into is it its just me my no nor not of on or our out she should so some such "
+    "than that the their them then there these they this those to too us very was we were what when where which while "
+    "who whom whose why will with would you your please tell explain describe"
+)
+"""English words that ask and join: in a small library they are rare by accident. Frequent words of any language are
+left out by how many passages hold them."""
+_COMMON = frozenset(_COMMON_WORDS.split())
+_MIN_PHRASE = 3
+"""Words from which a question of nothing but common ones is looked for as it stands: to be or not to be."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a question and the term that an index has of it."""
+
+    asked: str
+    term: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for: any of the words, or all of them as one phrase where `phrase` is not empty."""
+
+    words: tuple[Word, ...]
+    phrase: str = ""
+
+
+def weight(num_with: int, num_passages: int) -> float:
+    """What having a word counts that `num_with` of `num_passages` hold; over 0, and the more the rarer."""
+    return math.log(1 + (max(0, num_passages - num_with) + 0.5) / (num_with + 0.5))
+
+
+class Terms:
+    """Cuts words and texts just as the index does, by the same tokenizer over a table in memory. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        self._db.execute(
+            f"CREATE VIRTUAL TABLE texts USING fts5(heading, body, content = '', tokenize = '{TOKENIZER}')"
+        )
+        self._db.execute("CREATE VIRTUAL TABLE found USING fts5vocab(texts, instance)")
+
+    def of_question(self, question: str) -> Query:
+        """The question's words, each term once. Those that only ask and join are left out.
+
+        A question of nothing else is looked for as a phrase, or not at all where it is too short for one.
+        """
+        run = word_run(question.encode(errors="replace").decode())
+        asked = tuple(dict.fromkeys(word for word in run if word not in _COMMON))
+        is_phrase = not asked and len(run) >= _MIN_PHRASE
+        if is_phrase:
+            asked = tuple(dict.fromkeys(run))
+        asked = asked[:_MAX_WORDS]
+        with self._lock:
+            self._fill([("", word) for word in asked])
+            rows = self._db.execute("SELECT doc, term FROM found ORDER BY doc, offset DESC").fetchall()
+        terms = dict(rows)
+        unique: dict[str, Word] = {}
+        for number, word in enumerate(asked):
+            if number in terms:
+                unique.setdefault(terms[number], Word(word, terms[number]))
+        return Query(tuple(unique.values()), " ".join(run[:_MAX_WORDS]) if is_phrase else "")
+
+    def counts(self, texts: Sequence[tuple[str, str]], terms: Sequence[str]) -> list[dict[str, float]]:
+        """How often each (heading, text) holds each of `terms`, words in the heading counting half."""
+        counts: list[dict[str, float]] = [{} for _ in texts]
+        marks = ", ".join("?" * len(terms))
+        with self._lock:
+            self._fill([(spaced(heading), spaced(text)) for heading, text in texts])
+            rows = self._db.execute(
+                f"SELECT doc, term, col, count(*) FROM found WHERE term IN ({marks}) GROUP BY 1, 2, 3", terms
+            )
+            for number, term, column, count in rows:
+                share = count * (_HEADING_WEIGHT if column == "heading" else 1.0)
+                counts[number][term] = counts[number].get(term, 0.0) + share
+        return counts
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            self._db.close()
+
+    def _fill(self, texts: Sequence[tuple[str, str]]) -> None:
+        self._db.execute("BEGIN")
+        self._db.execute("INSERT INTO texts (texts) VALUES ('delete-all')")
+        rows = ((number, heading, body) for number, (heading, body) in enumerate(texts))
+        self._db.executemany("INSERT INTO texts (rowid, heading, body) VALUES (?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question against one index: its words, each with its weight there."""
+
+    query: Query
+    weights: Mapping[str, float]
+    """By term; words that no passage has are here too."""
+    mean_chars: float
+
+    def score(self, counts: Mapping[str, float], num_chars: int) -> float:
+        """BM25 over the most that any passage could have: 0 … 1."""
+        most = sum(self.weights.values()) * (_SATURATION + 1)
+        damping = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * num_chars / max(1.0, self.mean_chars))
+        total = sum(self.weights[t] * n * (_SATURATION + 1) / (n + damping) for t, n in counts.items())
+        return total / most if most else 0.0
+
+    def coverage(self, counts: Mapping[str, float]) -> float:
+        """The share of the question's weight that a passage holds."""
+        most = sum(self.weights.values())
+        return sum(self.weights[term] for term in counts) / most if most else 0.0
+
+    def words_in(self, counts: Mapping[str, float]) -> tuple[str, ...]:
+        return tuple(word.asked for word in self.query.words if word.term in counts)

@@ -1,0 +1,167 @@
+"""Finds passages: SQLite's index gives candidates by a question's rare words, and those are scored. Writes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvloom.chunk.content import content_id
+from kvloom.errors import UsageError
+from kvloom.index.file import IndexFile, Row, Value
+from kvloom.index.question import Asked, Terms, Word, weight
+from kvloom.index.values import Found
+from kvloom.index.vectors import Vectors, fused
+from kvloom.types import ChunkId
+
+_MAX_MARKED_ROWS = 50_000
+"""Rows that are looked at for which words they hold, 0.1 µs each: of the rarest words, others while there is room."""
+_MAX_RANKED_ROWS = 5_000
+"""Rows that SQLite ranks by how often they hold them, 2 µs each; one word alone may take twice as many."""
+_NUM_CANDIDATES = 40
+_PER_FOUND = 3
+"""Candidates by either way, and for each passage that is wanted: both orders are near the last one, not the same."""
+_MAX_VALUES = 500
+"""In one statement; older builds of SQLite take 999."""
+_MAX_CACHED_TERMS = 10_000
+
+
+class Search:
+    """The searching half of an index. Thread-safe."""
+
+    def __init__(self, file: IndexFile) -> None:
+        self._file = file
+        self._terms = Terms()
+        self._lock = threading.Lock()
+        self._frequency: dict[str, int] = {}
+        self._version: tuple[int, int] | None = None
+
+    def find(self, question: str, limit: int, vectors: Vectors | None) -> list[Found]:
+        """See `LibraryIndex.search`."""
+        if limit < 1:
+            raise UsageError(f"{limit} passages were asked for: ask for at least 1")
+        num_candidates = max(_NUM_CANDIDATES, _PER_FOUND * limit)
+        near = vectors.search(self._file, question, num_candidates) if vectors is not None else []
+        with self._file.snapshot():
+            asked = self._asked(question)
+            rows = self._rows("p.number", self._by_words(asked, num_candidates))
+            # By vectors alone a passage is found by its text; words are looked for in it all the same.
+            rows += self._rows("p.id", [bytes.fromhex(chunk) for chunk, _ in near])
+        scored = self._scored(asked, rows)
+        if vectors is None:
+            return scored[:limit]
+        return fused(scored, near, limit)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._terms.close()
+
+    def _asked(self, question: str) -> Asked:
+        query = self._terms.of_question(question)
+        num_passages, num_chars = self._file.row("SELECT num_passages, num_chars FROM totals")
+        weights = {word.term: weight(self._num_with(word.term), num_passages) for word in query.words}
+        return Asked(query, weights, num_chars / max(1, num_passages))
+
+    def _num_with(self, term: str) -> int:
+        """How many passages hold a term. Counting a frequent one takes milliseconds, so it is kept until a write."""
+        version = self._file.version_of_data()
+        with self._lock:
+            if version != self._version or len(self._frequency) > _MAX_CACHED_TERMS:
+                self._frequency, self._version = {}, version
+            if term in self._frequency:
+                return self._frequency[term]
+        rows = self._file.rows("SELECT doc FROM vocabulary WHERE term = ?", (term,))
+        number = int(rows[0][0]) if rows else 0
+        with self._lock:
+            if version == self._version:
+                self._frequency[term] = number
+        return number
+
+    def _by_words(self, asked: Asked, limit: int) -> list[int]:
+        """Row numbers of candidates: those that hold most of the question's weight, and those that SQLite ranks first.
+
+        The first alone cannot choose between rows that all hold the one rare word, the second alone sees few words.
+        """
+        if asked.query.phrase:
+            return self._matching(f'"{asked.query.phrase}"', "LIMIT", limit)
+        rarest = sorted(
+            ((self._num_with(word.term), place, word) for place, word in enumerate(asked.query.words)),
+            key=lambda item: item[:2],
+        )
+        there = [(num_with, word) for num_with, _, word in rarest if num_with]
+        ranked = _within(there, _MAX_RANKED_ROWS, 2 * _MAX_RANKED_ROWS)
+        query = " OR ".join(f'"{word.asked}"' for word in ranked)
+        by_rank = self._matching(query, "ORDER BY rank LIMIT", limit) if ranked else []
+        marked = _within(there, _MAX_MARKED_ROWS, _MAX_MARKED_ROWS)
+        by_weight = self._heaviest({word: asked.weights[word.term] for word in marked}, limit)
+        return list(dict.fromkeys([*by_rank, *by_weight]))
+
+    def _matching(self, query: str, order: str, limit: int) -> list[int]:
+        rows = self._file.rows(f"SELECT rowid FROM words WHERE words MATCH ? {order} ?", (query, limit))
+        return [number for (number,) in rows]
+
+    def _heaviest(self, weights: Mapping[Word, float], limit: int) -> list[int]:
+        """The rows with the highest sum of weights of the words that they hold."""
+        numbers: list[npt.NDArray[np.int64]] = []
+        for word in weights:
+            # As one text: a row for each number would take three times as long to hand over.
+            rows = self._file.rows("SELECT group_concat(rowid) FROM words WHERE words MATCH ?", (f'"{word.asked}"',))
+            numbers.append(np.fromstring(rows[0][0] or "", dtype=np.int64, sep=","))
+        sums = np.zeros(1 + max((int(some.max()) for some in numbers if some.size), default=0))
+        for some, share in zip(numbers, weights.values(), strict=True):
+            sums[some] += share
+        (held,) = np.nonzero(sums)
+        if held.size > limit:
+            held = held[np.argpartition(-sums[held], limit)[:limit]]
+        return [int(number) for number in held]
+
+    def _rows(self, column: str, values: Sequence[int] | Sequence[bytes]) -> list[Row]:
+        rows: list[Row] = []
+        for start in range(0, len(values), _MAX_VALUES):
+            some: list[Value] = list(values[start : start + _MAX_VALUES])
+            rows += self._file.rows(
+                "SELECT p.id, d.name, p.first_line, p.last_line, p.heading, p.text FROM passages p "
+                f"JOIN documents d ON p.document = d.number WHERE {column} IN ({', '.join('?' * len(some))})",
+                some,
+            )
+        return rows
+
+    def _scored(self, asked: Asked, rows: Sequence[Row]) -> list[Found]:
+        """Each text once, under the first document that holds it; best first."""
+        unique: dict[bytes, Row] = {}
+        for row in sorted(rows, key=lambda row: (row[1], row[2])):
+            unique.setdefault(row[0], row)
+        ordered = list(unique.values())
+        counts = self._terms.counts([(row[4], row[5]) for row in ordered], list(asked.weights))
+        found = [
+            Found(
+                checked_id(self._file, key, text), name, first_line, last_line, heading, text,
+                score=asked.score(count, len(text)),
+                words=asked.words_in(count),
+                coverage=asked.coverage(count),
+            )
+            for (key, name, first_line, last_line, heading, text), count in zip(ordered, counts, strict=True)
+        ]  # fmt: skip
+        return sorted(found, key=lambda passage: -passage.score)
+
+
+def checked_id(file: IndexFile, key: object, text: object) -> ChunkId:
+    """The id that a row has for its text; a damaged disk must not give one chunk's KV to another text."""
+    found = content_id(text.encode()) if isinstance(text, str) else None
+    if found is None or not isinstance(key, bytes) or key.hex() != found:
+        raise file.damaged("a passage is not what was stored")
+    return found
+
+
+def _within(rarest: Sequence[tuple[int, Word]], max_rows: int, max_alone: int) -> list[Word]:
+    """The rarest words that have `max_rows` rows together, or the rarest alone where it has up to `max_alone`."""
+    chosen: list[Word] = []
+    num_rows = 0
+    for num_with, word in rarest:
+        if num_rows + num_with > (max_rows if chosen else max_alone):
+            break
+        chosen.append(word)
+        num_rows += num_with
+    return chosen

@@ -1,0 +1,170 @@
+"""Asks the same of every window of a text, and makes one result of the replies. Knows no engine, no disk.
+
+Every reply is remembered, so that a pass that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kvloom.errors import ContextOverflowError, UsageError
+from kvloom.reduce.asking import Asker, MemoryResults, Results, TextModel, grouped
+from kvloom.reduce.extract import shortened
+from kvloom.reduce.fit import Count
+from kvloom.reduce.prompts import Wording
+from kvloom.reduce.summarize import MAX_PIECE_TOKENS, Watch
+from kvloom.reduce.windows import Window, check_layout, windows
+
+MAX_REPLY_TOKENS = 256
+"""Of the reply to one window, where nobody said otherwise."""
+_SEAM_TOKENS = 8
+"""What a prompt may take more than its parts apart."""
+
+
+class Combine(Enum):
+    """What is made of the replies: LIST shows each under its lines, ANSWER asks the model for one of them all."""
+
+    LIST = "list"
+    ANSWER = "answer"
+
+
+@dataclass(frozen=True)
+class WindowPass:
+    """What is asked of each window. `size` None: as large as the model's window allows, MAX_PIECE_TOKENS at most."""
+
+    prompt: str
+    size: int | None = None
+    overlap: float = 0.0
+    combine: Combine = Combine.LIST
+    reply_tokens: int = MAX_REPLY_TOKENS
+
+
+@dataclass(frozen=True)
+class WindowReply:
+    """`is_new`: it was computed now, not found in the results."""
+
+    window: Window
+    text: str
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class WindowAnswers:
+    """`text` is the whole result. `num_rounds` of combining were needed for it; `num_asked` prompts were computed."""
+
+    text: str
+    replies: tuple[WindowReply, ...] = field(repr=False)
+    size: int
+    num_rounds: int
+    num_asked: int
+    num_found: int
+
+
+def ask_windows(
+    text: str, wanted: WindowPass, model: TextModel, results: Results | None = None, watch: Watch | None = None
+) -> WindowAnswers:
+    """One prompt for each window of `text`, in its order, and their replies combined.
+
+    Raises UsageError for a prompt or a text without a word and for windows that cannot be laid, ContextOverflowError
+    where a window, the prompt and a reply are more than the model's window; before anything is computed.
+    CancelledError between two prompts: what was asked is found when it is asked again.
+    """
+    if not text.strip() or not wanted.prompt.strip():
+        missing = "text" if not text.strip() else "prompt"
+        raise UsageError(f"there is nothing to ask: the {missing} is empty")
+    size = _size(wanted, model)
+    found = windows(text, size, wanted.overlap, model.count)
+    asker = Asker(model, MemoryResults() if results is None else results, watch or Watch())
+    asker.expect(len(found))
+    wording = _window_wording(wanted.prompt)
+    replies: list[WindowReply] = []
+    for window in found:
+        num_asked = asker.num_asked
+        reply = asker.ask(wording.prompt(window.text), wanted.reply_tokens).strip()
+        replies.append(WindowReply(window, reply, asker.num_asked > num_asked))
+        asker.step()
+    told = [f"{lines_of(one.window)}:\n{one.text}" for one in replies if one.text]
+    num_rounds = 0
+    if wanted.combine is Combine.LIST:
+        result = "\n\n".join(told)
+    elif len(told) > 1:
+        result, num_rounds = _answered(told, wanted, asker)
+    else:
+        result = "".join(one.text for one in replies)
+    return WindowAnswers(result, tuple(replies), size, num_rounds, asker.num_asked, asker.num_found)
+
+
+def lines_of(window: Window) -> str:
+    """The lines of a window, for a person and for a prompt."""
+    if window.first_line == window.last_line:
+        return f"line {window.first_line}"
+    return f"lines {window.first_line}-{window.last_line}"
+
+
+def _size(wanted: WindowPass, model: TextModel) -> int:
+    """The tokens of a window. Raises as `ask_windows` does."""
+    check_layout(1 if wanted.size is None else wanted.size, wanted.overlap)
+    if wanted.reply_tokens < 1:
+        raise UsageError(f"a reply of {wanted.reply_tokens} tokens says nothing; give 1 or more")
+    beside = model.count(_window_wording(wanted.prompt).prompt("")) + wanted.reply_tokens + _SEAM_TOKENS
+    size = min(MAX_PIECE_TOKENS, model.window_tokens - beside) if wanted.size is None else wanted.size
+    needed = max(1, size) + beside
+    if needed > model.window_tokens:
+        raise ContextOverflowError(
+            f"a window of {max(1, size)} tokens takes {needed} with the prompt and {wanted.reply_tokens} for its reply,"
+            f" and the model has room for {model.window_tokens}; give a smaller size or reply, or a larger context",
+            num_needed_tokens=needed,
+            num_window_tokens=model.window_tokens,
+        )
+    return size
+
+
+def _window_wording(prompt: str) -> Wording:
+    """What is asked stands behind the text, nearest to the reply."""
+    return Wording("<text>\n", f"\n</text>\n\n{prompt.strip()}")
+
+
+def _combining(prompt: str) -> Wording:
+    return Wording(
+        "A long text was read part by part, and the same was asked of each part. These are the answers, in the order of"
+        " the text:\n\n<answers>\n",
+        f"\n</answers>\n\nThis was asked: {prompt.strip()}\n\nMake one answer of them, for the whole text. Leave out "
+        "what parts said only because they do not hold it.",
+    )
+
+
+def _answered(told: Sequence[str], wanted: WindowPass, asker: Asker) -> tuple[str, int]:
+    """One answer of many, round by round where they are too much for one prompt; and the number of rounds."""
+    wording, count = _combining(wanted.prompt), asker.model.count
+    overhead = count(wording.prompt("")) + wanted.reply_tokens + _SEAM_TOKENS
+    room = min(MAX_PIECE_TOKENS, asker.model.window_tokens - overhead)
+    if room < wanted.reply_tokens:
+        raise ContextOverflowError(
+            f"combining the replies takes {overhead} tokens beside them, and the model has room for "
+            f"{asker.model.window_tokens}; ask for shorter replies or a list, or give a larger context",
+            num_needed_tokens=overhead + wanted.reply_tokens,
+            num_window_tokens=asker.model.window_tokens,
+        )
+    num_rounds = 0
+    while len(told) > 1:
+        groups = grouped(told, room, count)
+        asker.expect(sum(len(group) > 1 for group in groups))
+        made: list[str] = []
+        for group in groups:
+            texts = told[group.start : group.stop]
+            if len(texts) == 1:
+                made += texts
+                continue
+            made.append(asker.ask(wording.prompt(_within(texts, room, count)), wanted.reply_tokens).strip())
+            asker.step()
+        told = [text for text in made if text] or made[:1]
+        num_rounds += 1
+    return told[0], num_rounds
+
+
+def _within(texts: Sequence[str], room: int, count: Count) -> str:
+    """The texts one below the other; shortened where two of them alone are more than a prompt holds."""
+    joined = "\n\n".join(texts)
+    return joined if count(joined) <= room else shortened(joined.splitlines(), room, count)

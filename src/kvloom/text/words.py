@@ -1,0 +1,32 @@
+"""Cuts a text into the words that full text search compares. Knows no index and no language.
+
+SQLite's tokenizers cut at spaces and signs; what they would miss is spaced out before they see it.
+"""
+
+from __future__ import annotations
+
+import re
+
+TOKENIZER = "porter unicode61"
+"""How FTS5 cuts and stems what `spaced` gives it."""
+
+_WORD = re.compile(r"\w+")
+_UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f])")
+"""Scripts without spaces: each character is a word of its own."""
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
+
+
+def spaced(text: str) -> str:
+    """`text` with a space wherever a word ends that no space ends: in camelCase, in snake_case, in Chinese."""
+    parted = _CAMEL.sub(" ", text)
+    return parted if parted.isascii() else _UNSPACED.sub(r" \1 ", parted)
+
+
+def word_run(text: str) -> tuple[str, ...]:
+    """The words of `text` in lower case, as they follow each other."""
+    return tuple(_WORD.findall(spaced(text).lower()))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of `text` in lower case, each once, in their order."""
+    return tuple(dict.fromkeys(word_run(text)))

@@ -1,0 +1,123 @@
+"""The index's file: damaged, of another version, of another program, not to be written."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from kvloom.errors import IndexDamagedError, StoreError, StoreReadOnlyError
+from kvloom.index import LibraryIndex
+from kvloom.index.file import FORMAT_VERSION
+from tests.unit.index.texts import document, prose
+
+
+def built(folder: Path) -> Path:
+    path = folder / "books.sqlite3"
+    with LibraryIndex.open(path) as index:
+        index.update([document("a.md", prose(60_000))])
+    return path
+
+
+def test_an_index_is_read_by_its_owner_only(tmp_path: Path) -> None:
+    path = built(tmp_path / "new")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_newer_version_is_left_alone_and_said(tmp_path: Path) -> None:
+    path = built(tmp_path)
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
+    connection.close()
+    data = path.read_bytes()
+    with pytest.raises(StoreError, match=rf"version {FORMAT_VERSION + 1}, this kvloom knows {FORMAT_VERSION}"):
+        LibraryIndex.open(path)
+    assert path.read_bytes() == data
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite3"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(StoreError, match="of another program"):
+        LibraryIndex.open(path)
+    assert sqlite3.connect(path).execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+
+
+def test_a_file_that_is_no_database_is_damaged_and_can_be_built_anew(tmp_path: Path) -> None:
+    path = built(tmp_path)
+    path.write_bytes(b"no database at all, but long enough for a header. " * 100)
+    with pytest.raises(IndexDamagedError, match=r"is damaged .*: remove it and add the documents again"):
+        LibraryIndex.open(path)
+    LibraryIndex.delete(path)
+    assert list(tmp_path.iterdir()) == []
+    with LibraryIndex.open(path) as index:
+        assert index.update([document("a.md", "Words again.")]).num_added == 1
+    LibraryIndex.delete(path)
+    LibraryIndex.delete(path)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_damage_anywhere_is_words_and_never_a_traceback(tmp_path: Path, seed: int) -> None:
+    path = built(tmp_path)
+    draw = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(draw.choice([1, 20, 200])):
+        at = draw.randrange(100, len(data) - 64)
+        data[at : at + 64] = draw.randbytes(64)
+    if seed % 4 == 0:
+        del data[draw.randrange(4096, len(data)) :]
+    path.write_bytes(data)
+    try:
+        with LibraryIndex.open(path) as index:
+            index.search(prose(200))
+            list(index.passages())
+            index.update([document("a.md", prose(60_000, seed=9))])
+            index.remove("a.md")
+    except StoreError as exc:
+        told = str(exc)
+    else:
+        told = str(path)
+    assert str(path) in told
+    LibraryIndex.delete(path)
+    with LibraryIndex.open(path) as index:
+        assert index.num_documents == 0
+
+
+def test_a_text_that_is_not_what_was_stored_is_never_given_out(tmp_path: Path) -> None:
+    path = built(tmp_path)
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE passages SET text = replace(text, 'a', 'e')")
+    connection.close()
+    with LibraryIndex.open(path) as index:
+        with pytest.raises(IndexDamagedError, match="not what was stored"):
+            list(index.passages())
+        with pytest.raises(IndexDamagedError, match="not what was stored"):
+            index.search(prose(200))
+
+
+def test_a_folder_in_the_place_of_the_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "books.sqlite3").mkdir()
+    with pytest.raises(StoreError, match=r"books\.sqlite3 cannot be opened"):
+        LibraryIndex.open(tmp_path / "books.sqlite3")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anything")
+def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(StoreReadOnlyError):
+        LibraryIndex.open(tmp_path / "closed" / "books.sqlite3")
+
+
+def test_a_closed_index_says_so_and_closes_twice(tmp_path: Path) -> None:
+    index = LibraryIndex.open(tmp_path / "books.sqlite3")
+    index.close()
+    index.close()
+    with pytest.raises(StoreError, match="closed"):
+        index.documents()

@@ -1,0 +1,257 @@
+"""What an index keeps of documents: added, changed, moved, vanished, stopped half way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvloom.chunk.content import read_text
+from kvloom.index import LibraryIndex, Progress
+from kvloom.read import Document, Skipped, SkipReason, Unchanged, read
+from tests.unit.index.texts import document, prose
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[LibraryIndex]:
+    with LibraryIndex.open(tmp_path / "libraries" / "books.sqlite3") as opened:
+        yield opened
+
+
+def names(index: LibraryIndex) -> list[str]:
+    return [info.name for info in index.documents()]
+
+
+def matched(index: LibraryIndex) -> int:
+    """Rows in the words' index that hold `marker`: what stays behind of a removed passage would be here."""
+    rows = index._file.rows("SELECT count(*) FROM words WHERE words MATCH 'marker'")
+    return int(rows[0][0])
+
+
+def test_a_document_is_kept_with_its_passages(index: LibraryIndex) -> None:
+    text = prose(20_000)
+    done = index.update([document("a.md", text)])
+    (info,) = index.documents()
+    stored = list(index.passages("a.md"))
+    assert (done.num_added, done.num_passages_added, done.is_complete) == (1, len(stored), True)
+    assert (info.name, info.size_bytes, info.num_passages) == ("a.md", len(text), len(stored))
+    assert "".join(p.text for p in stored) == text
+    assert index.num_passages == len(stored) > 10
+    assert index.num_documents == 1
+
+
+def test_a_passage_has_the_id_of_the_chunk_with_its_text(index: LibraryIndex) -> None:
+    index.update([document("a.md", prose(5_000))])
+    for stored in index.passages():
+        assert stored.id == read_text(stored.text).id
+        assert index.passage(stored.id) == stored
+    assert index.passage(read_text("not there").id) is None
+
+
+def test_passages_of_all_documents_come_in_order_however_many(index: LibraryIndex) -> None:
+    texts = {f"{n}.md": prose(60_000, seed=n) for n in range(6)}
+    index.update([document(name, text) for name, text in texts.items()])
+    joined = dict.fromkeys(texts, "")
+    for stored in index.passages():
+        joined[stored.document] += stored.text
+    assert joined == texts
+    assert index.num_passages > 256
+
+
+def test_an_unchanged_document_is_not_written_again(index: LibraryIndex) -> None:
+    index.update([document("a.md", prose(5_000))])
+    done = index.update([document("a.md", prose(5_000))])
+    assert (done.num_unchanged, done.num_changed, done.num_passages_added) == (1, 0, 0)
+
+
+def test_an_edit_writes_only_the_passages_it_touched(index: LibraryIndex) -> None:
+    text = prose(200_000)
+    index.update([document("a.md", text)])
+    before = {stored.id: stored for stored in index.passages()}
+    paragraphs = text.split("\n\n")
+    number = next(n for n, part in enumerate(paragraphs) if n > 50 and len(part) > 200)
+    paragraphs[number] += "\nA marker stands\non lines of\nits own."
+    edited = "\n\n".join(paragraphs)
+    done = index.update([document("a.md", edited)])
+    stored = list(index.passages())
+    assert "".join(p.text for p in stored) == edited
+    assert done.num_changed == 1
+    assert 1 <= done.num_passages_added <= 2
+    assert done.num_passages_kept == len(stored) - done.num_passages_added
+    assert sum(p.id not in before for p in stored) == done.num_passages_added
+    assert stored[-1].last_line == edited.count("\n")
+    assert index.num_passages == len(stored)
+    assert matched(index) == 1
+
+
+def test_a_removed_document_leaves_nothing_behind(index: LibraryIndex) -> None:
+    index.update([document("a.md", "# Here\n\nA marker.\n"), document("b.md", "Another text.\n")])
+    assert matched(index) == 1
+    assert index.remove("a.md")
+    assert not index.remove("a.md")
+    assert matched(index) == 0
+    assert names(index) == ["b.md"]
+    assert index.num_passages == 1
+
+
+def test_a_forgotten_passage_leaves_no_byte_in_the_files(index: LibraryIndex) -> None:
+    index.update([document("a.md", prose(30_000)), document("b.md", "The passphrase is xylozebra.\n")])
+    (found,) = index.search("xylozebra")
+    assert index.forget(found.id) == 1
+    assert index.forget(found.id) == 0
+    assert index.passage(found.id) is None
+    for path in index.path.parent.iterdir():
+        assert b"xylozebra" not in path.read_bytes()
+        assert b"xylozebr" not in path.read_bytes()
+
+
+def test_documents_whose_files_are_gone_leave_and_others_stay(index: LibraryIndex, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(f"The text of {name}.\n")
+    (tmp_path / "elsewhere.txt").write_text("Added for itself.\n")
+    index.update(read([folder, tmp_path / "elsewhere.txt"]))
+    (folder / "a.txt").unlink()
+    done = index.update(read([folder], known=index.is_known))
+    assert done.num_removed == 1
+    assert names(index) == ["elsewhere.txt", "texts/b.txt"]
+
+
+def test_a_file_that_is_text_no_more_leaves_and_one_in_writing_stays(index: LibraryIndex) -> None:
+    first = [document(name, f"The text of {name}.\n", Path("/tmp")) for name in ("a.md", "b.md")]
+    index.update(first)
+    index._file.execute("UPDATE documents SET path = ? WHERE name = 'b.md'", (os.fsencode(os.devnull),))
+    done = index.update(
+        [
+            Skipped("a.md", "is binary", first[0].path, SkipReason.NOT_TEXT),
+            Skipped("b.md", "changes while it is read", Path(os.devnull), SkipReason.CHANGING),
+        ]
+    )
+    assert [item.name for item in done.skipped] == ["a.md", "b.md"]
+    assert names(index) == ["b.md"]
+
+
+def test_files_that_did_not_change_are_known_and_not_read(index: LibraryIndex, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Some text.\n")
+    os.utime(path, ns=(10**18, 10**18))
+    index.update(read([path], known=index.is_known))
+    (item,) = read([path], known=index.is_known)
+    assert isinstance(item, Unchanged)
+    assert index.update([item]).num_unchanged == 1
+    path.write_text("Other text\n")
+    (item,) = read([path], known=index.is_known)
+    assert isinstance(item, Document)
+    assert index.update([item]).num_changed == 1
+
+
+def test_a_file_written_the_moment_it_is_read_is_read_once_more(index: LibraryIndex, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Some text.\n")
+    index.update(read([path]))
+    found = path.stat()
+    assert not index.is_known(path, found.st_size, found.st_mtime_ns)
+
+
+def test_documents_that_never_were_files_stay(index: LibraryIndex) -> None:
+    index.update([document("sent.md", "Sent over the wire.")])
+    assert index.update([]).num_removed == 0
+    assert names(index) == ["sent.md"]
+
+
+def test_documents_of_one_name_get_longer_names(index: LibraryIndex) -> None:
+    index.update([document("a.md", f"Text of {folder}.", Path("/books") / folder) for folder in ("x", "y", "z/y")])
+    assert names(index) == ["a.md", "y/a.md", "z/y/a.md"]
+    index.update([document("a.md", "New text of y.", Path("/books/y"))])
+    assert names(index) == ["a.md", "y/a.md", "z/y/a.md"]
+
+
+def test_a_path_that_is_no_unicode_is_kept(index: LibraryIndex, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("Some text.\n")
+    index.update(read([path]))
+    (info,) = index.documents()
+    assert info.path == path
+    assert info.name == "caf\ufffd.txt"
+
+
+def test_blank_documents_and_blank_stretches_give_no_passages(index: LibraryIndex) -> None:
+    index.update([document("a.md", "\n" * 20_000 + "words\n")])
+    assert all(stored.text.strip() for stored in index.passages())
+    assert index.num_passages >= 1
+
+
+def test_roots_are_remembered(index: LibraryIndex, tmp_path: Path) -> None:
+    index.add_root(tmp_path / "b")
+    index.add_root(tmp_path / "a")
+    index.add_root(str(tmp_path / "x" / ".." / "a"))
+    real = Path(os.path.realpath(tmp_path))
+    assert index.roots() == (real / "a", real / "b")
+    assert index.remove_root(tmp_path / "b")
+    assert not index.remove_root(tmp_path / "b")
+    assert index.roots() == (real / "a",)
+
+
+def test_progress_is_told_after_every_file(index: LibraryIndex) -> None:
+    told: list[Progress] = []
+    gone = Skipped("gone", "is not there", Path("/gone"), SkipReason.GONE)
+    index.update([document("a.md", "One."), gone, document("b.md", prose(9_000))], told.append)
+    assert [(p.name, p.num_files) for p in told] == [("a.md", 1), ("gone", 2), ("b.md", 3)]
+    assert told[-1].num_passages == index.num_passages
+
+
+def test_a_stopped_update_keeps_whole_documents_and_the_next_goes_on(index: LibraryIndex) -> None:
+    documents = [document(f"{n}.md", prose(6_000, seed=n)) for n in range(5)]
+    told: list[Progress] = []
+    done = index.update(documents, told.append, lambda: len(told) >= 2)
+    assert (done.is_complete, done.num_added) == (False, 2)
+    assert len(names(index)) == 2
+    again = index.update(documents)
+    assert (again.is_complete, again.num_added, again.num_unchanged) == (True, 3, 2)
+
+
+def test_stopping_inside_of_a_long_document_leaves_nothing_of_it(index: LibraryIndex) -> None:
+    looks: list[int] = []
+
+    def is_cancelled() -> bool:
+        looks.append(1)
+        return len(looks) == 4
+
+    done = index.update([document("a.md", prose(400_000))], is_cancelled=is_cancelled)
+    assert not done.is_complete
+    assert index.num_documents == index.num_passages == 0
+    assert index._file.rows("SELECT count(*) FROM passages") == [(0,)]
+
+
+def test_the_index_answers_whoever_asks_from_inside_of_an_update(index: LibraryIndex) -> None:
+    index.update([document("a.md", "A marker.")])
+    found: list[int] = []
+
+    def is_cancelled() -> bool:
+        found.append(len(index.search("marker")))
+        return False
+
+    assert index.update([document("b.md", prose(5_000))], is_cancelled=is_cancelled).is_complete
+    assert set(found) == {1}
+
+
+def test_an_interrupt_undoes_the_document_at_hand_only(index: LibraryIndex) -> None:
+    def readings() -> Iterator[Document]:
+        yield document("a.md", prose(6_000))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index.update(readings())
+    assert names(index) == ["a.md"]
+    assert index.update([document("b.md", "Goes on.")]).num_added == 1
+
+
+def test_a_second_process_or_thread_sees_what_was_written(index: LibraryIndex) -> None:
+    with LibraryIndex.open(index.path) as other:
+        index.update([document("a.md", "A marker.")])
+        assert [found.document for found in other.search("marker")] == ["a.md"]
+        other.update([document("b.md", "Two markers.")])
+        assert {found.document for found in index.search("marker")} == {"a.md", "b.md"}
