@@ -99,7 +99,8 @@ def _title(document: Document) -> str:
 
 def _speedups(figure: Figure, rows: Rows) -> None:
     """Bars of speedup by case (and by peer, where a case has several) and fidelity."""
-    rows = [row for row in rows if row["speedup"] is not None]
+    # A share may be 0, which a log axis has no place for.
+    rows = [row for row in rows if row["speedup"]]
     _bars(figure.subplots(), rows, [_label(row, rows) for row in rows])
     figure.set_size_inches(max(PANEL_IN, 1.5 + BAR_IN * 1.5 * len(rows)), HEIGHT_IN)
 
@@ -241,4 +242,6 @@ PICTURES: Mapping[str, Picture] = {
     "room": _speedups,
     "snapshots": _speedups,
     "codecs": _codecs,
+    "ask": _speedups,
+    "retrieval": _speedups,
 }

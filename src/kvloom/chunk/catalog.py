@@ -210,6 +210,15 @@ class Catalog:
         record = _name_record(rows[0])
         return NameRecord(name, record.chunk_id, record.source, tuple(ChunkId(row[0]) for row in former))
 
+    def owners(self, names: Iterable[str]) -> dict[str, ChunkId]:
+        """What these names point at, as far as they are taken."""
+        wanted, found = list(dict.fromkeys(names)), dict[str, ChunkId]()
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            rows = self._db.rows(f"SELECT name, chunk_id FROM names WHERE name IN ({_marks(batch)})", batch)
+            found.update({name: ChunkId(chunk_id) for name, chunk_id in rows})
+        return found
+
     def stale(self, names: Iterable[str] | None = None) -> tuple[StaleName, ...]:
         """Names (all by default) whose files differ from what was loaded; content decides, not the time stamp."""
         sql = f"{_SELECT_NAME} JOIN chunks c ON c.id = chunk_id WHERE path IS NOT NULL AND c.erased_s IS NULL"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kvloom.cli.line import Line, Question, read_script
 from kvloom.cli.registry import Arguments, Result, find_command
@@ -47,6 +47,8 @@ class Chat:
         """Where the window of a session that has none of its own comes from, where it is not the loom's to tell."""
         self.pick: Pick | None = None
         """Lets a person choose a snapshot; None where nobody is there to choose."""
+        self.confirm: Callable[[str], bool] | None = None
+        """Asks a person something; None where nobody is there to answer."""
 
     def how(self, command: str) -> str:
         """A slash command as a person gives it here."""
@@ -106,8 +108,32 @@ def open_for_chat(options: Options, progress: ProgressCallback | None, model: st
     return loom
 
 
+class Cancellable(Protocol):
+    """What can be told to stop, from a signal handler: a session, a `Stop`."""
+
+    def cancel(self) -> None: ...
+
+
+class Stop:
+    """Whether Ctrl-C came, for work that asks from time to time."""
+
+    def __init__(self) -> None:
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+
+    def is_cancelled(self) -> bool:
+        return self._is_cancelled
+
+    def check(self, what: str) -> None:
+        """Raises CancelledError where it came; `what` is said of it."""
+        if self._is_cancelled:
+            raise CancelledError(what)
+
+
 @contextmanager
-def cancel_on_interrupt(session: Session) -> Iterator[None]:
+def cancel_on_interrupt(session: Cancellable) -> Iterator[None]:
     """While inside, the first Ctrl-C cancels the session's work; a second one interrupts the program."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
+from kvloom.cli.library_view import sources_line
 from kvloom.cli.output import (
     Output,
     ProgressView,
@@ -95,6 +96,8 @@ class TextScreen(Screen):
             console.print("(the reply reached its longest length; /retry, or ask it to go on)", style="dim")
         for notice in reply.notices:
             console.print(amounts.printable(notice), style="dim", soft_wrap=True)
+        if reply.sources:
+            console.print(amounts.printable(sources_line(reply.sources)), style="dim", soft_wrap=True)
         console.print(usage_line(reply.usage), style="dim", soft_wrap=True)
 
     def result(self, line: str, result: Result) -> None:

@@ -12,6 +12,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, ThreadedCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.shortcuts import confirm
 from prompt_toolkit.styles import Style
 
 from kvloom.cli import amounts
@@ -45,6 +46,7 @@ def run_terminal(chat: Chat, home: Path) -> int:
         style=None if not os.environ.get("NO_COLOR") else _no_color(),
     )
     chat.pick = pick_snapshot
+    chat.confirm = confirm
     chat.screen.say(_greeting(chat))
     while not chat.is_done:
         try:

@@ -25,6 +25,7 @@ from kvloom.config.groups import (
     GuardSettings,
     OverflowSettings,
     QuotaTier,
+    RecallSettings,
     RopeSettings,
     SamplingSettings,
     ServerSettings,
@@ -119,6 +120,9 @@ class Settings(BaseSettings):
     overflow: OverflowSettings = Field(default_factory=OverflowSettings, description="what leaves a full window")
     compression: CompressionSettings = Field(
         default_factory=CompressionSettings, description="how old turns become a summary"
+    )
+    recall: RecallSettings = Field(
+        default_factory=RecallSettings, description="what a question gets of the attached libraries"
     )
     snapshots: SnapshotSettings = Field(default_factory=SnapshotSettings, description="what is kept to go back to")
     guard: GuardSettings = Field(default_factory=GuardSettings, description="what happens when memory runs short")

@@ -80,6 +80,8 @@ class Manifest:
 
     `model` is the fingerprint of the model whose token ids these are: under another one they mean nothing. `window` is
     the session's budget in tokens; `policy` says what leaves it when it overflows, "" is the settings' own.
+    `libraries` are searched with every question while it `recalls`. `passages`: chunks that came from them by
+    themselves, those that stand here and those that a turn has seen.
     """
 
     slots: tuple[Slot, ...] = ()
@@ -88,6 +90,9 @@ class Manifest:
     window: int = 0
     model: str = ""
     policy: str = ""
+    libraries: tuple[str, ...] = ()
+    recalls: bool = True
+    passages: tuple[ChunkId, ...] = ()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -132,8 +137,9 @@ class Manifest:
         return [token for slot in self.active for token in slot.tokens.ids]
 
     def traces(self, slot: Slot) -> tuple[ChunkId, ...]:
-        """Chunks that are off (or gone) and that a turn was computed behind."""
-        now = set(self.active_chunk_ids)
+        """Chunks that are off (or gone) and that a turn was computed behind. A library's passages come and go with
+        every question: they are none."""
+        now = {*self.active_chunk_ids, *self.passages}
         return tuple(chunk for chunk in slot.seen if chunk not in now)
 
     def seen_at(self, position: int) -> tuple[ChunkId, ...]:
@@ -188,7 +194,14 @@ class Manifest:
             replace(slot, seen=tuple(known for known in slot.seen if known != chunk)) if chunk in slot.seen else slot
             for slot in self.slots
         )
-        return replace(self, slots=tuple(slots)).without({chunk})
+        passages = tuple(known for known in self.passages if known != chunk)
+        return replace(self, slots=tuple(slots), passages=passages).without({chunk})
+
+    def owned(self, chunks: set[ChunkId]) -> Manifest:
+        """These chunks are what somebody wanted here: no question takes them away, or brings back what is off."""
+        if chunks.isdisjoint(self.passages):
+            return self
+        return replace(self, passages=tuple(known for known in self.passages if known not in chunks))
 
     def with_turn(self, tokens: Tokens, ref: str, position: int | None = None, variant: str = "") -> Manifest:
         """A turn computed behind everything that is active now.
@@ -294,10 +307,13 @@ class Manifest:
 
     @staticmethod
     def named(body: bytes) -> list[Named]:
-        """What `encode`d bytes name, without the token ids: one for each turn and chunk."""
+        """What `encode`d bytes name, without the token ids: one for each turn and chunk. A library's passages are not
+        among them: nobody gave them here, and they are always to be had again."""
         found: dict[str, Named] = {}
-        for slot in msgspec.json.decode(body, type=_WireManifest).slots:
-            if slot.kind == SlotKind.HEAD.value:
+        wire = msgspec.json.decode(body, type=_WireManifest)
+        passages = set(wire.passages)
+        for slot in wire.slots:
+            if slot.kind == SlotKind.HEAD.value or slot.ref in passages:
                 continue
             before = found[slot.ref].num_tokens if slot.ref in found else 0
             found[slot.ref] = Named(SlotKind(slot.kind), slot.ref, slot.name, before + slot.num_tokens, slot.is_summary)
@@ -312,7 +328,7 @@ class Manifest:
     def decode_slots(body: bytes, ref: str, load: Callable[[str], tuple[int, ...]]) -> list[Slot]:
         """Of `encode`d bytes the slots of one turn or chunk: nothing else is loaded."""
         wire = msgspec.json.decode(body, type=_WireManifest)
-        return [_slot_of(slot, load) for slot in wire.slots if slot.ref == ref]
+        return [_slot_of(slot, wire.seen, load) for slot in wire.slots if slot.ref == ref]
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -359,7 +375,7 @@ class _WireSlot(msgspec.Struct, array_like=True):
     part: int
     active: bool
     pinned: bool
-    seen: list[str]
+    seen: list[str | int]
     is_summary: bool = False
 
 
@@ -371,33 +387,49 @@ class _WireManifest(msgspec.Struct):
     slots: list[_WireSlot]
     model: str = ""
     policy: str = ""
+    libraries: list[str] = []
+    recalls: bool = True
+    passages: list[str] = []
+    seen: list[str] = []
 
 
-_WIRE_VERSION = 2
-"""1: `window` was always written, whether or not the session had one of its own."""
+_WIRE_VERSION = 3
+"""1: `window` was always written, whether or not the session had one of its own. 2: every turn wrote the ids of what it
+has seen; they are numbers in the manifest's own list since then, as turns behind a library have seen hundreds."""
 
 
 def _to_wire(manifest: Manifest) -> _WireManifest:
+    numbers: dict[str, int] = {}
+    for slot in manifest.slots:
+        for chunk in slot.seen:
+            numbers.setdefault(chunk, len(numbers))
     slots = [
         _WireSlot(
             s.kind.value, s.tokens.digest, len(s.tokens), s.position, s.lineage, s.fidelity.value,
-            s.ref, s.name, s.part, s.active, s.pinned, [str(c) for c in s.seen], s.is_summary,
+            s.ref, s.name, s.part, s.active, s.pinned, [numbers[c] for c in s.seen], s.is_summary,
         )
         for s in manifest.slots
     ]  # fmt: skip
     return _WireManifest(
-        _WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots, manifest.model, manifest.policy
-    )
+        _WIRE_VERSION, manifest.fidelity.value, manifest.system, manifest.window, slots, manifest.model,
+        manifest.policy, list(manifest.libraries), manifest.recalls, [str(chunk) for chunk in manifest.passages],
+        list(numbers),
+    )  # fmt: skip
 
 
-def _slot_of(s: _WireSlot, load: Callable[[str], tuple[int, ...]]) -> Slot:
+def _slot_of(s: _WireSlot, known: Sequence[str], load: Callable[[str], tuple[int, ...]]) -> Slot:
+    seen = tuple(ChunkId(known[one] if isinstance(one, int) else one) for one in s.seen)
     return Slot(
         SlotKind(s.kind), Tokens(load(s.digest), s.digest), s.position, Lineage(s.lineage), Fidelity(s.fidelity),
-        s.ref, s.name, s.part, s.active, s.pinned, tuple(ChunkId(c) for c in s.seen), s.is_summary,
+        s.ref, s.name, s.part, s.active, s.pinned, seen, s.is_summary,
     )  # fmt: skip
 
 
 def _from_wire(wire: _WireManifest, load: Callable[[str], tuple[int, ...]]) -> Manifest:
-    slots = tuple(_slot_of(slot, load) for slot in wire.slots)
+    slots = tuple(_slot_of(slot, wire.seen, load) for slot in wire.slots)
     window = wire.window if wire.version > 1 else 0
-    return Manifest(slots, Fidelity(wire.fidelity), wire.system, window, wire.model, wire.policy)
+    passages = tuple(ChunkId(chunk) for chunk in wire.passages)
+    return Manifest(
+        slots, Fidelity(wire.fidelity), wire.system, window, wire.model, wire.policy,
+        tuple(wire.libraries), wire.recalls, passages,
+    )  # fmt: skip

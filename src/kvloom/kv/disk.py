@@ -33,13 +33,15 @@ class DiskCoding:
     """How entries are written. A lossy codec needs the RoPE of the entry's model among `ropes`, else it is lossless.
 
     Lossy codecs are used for entries computed alone only: those with a Merkle lineage are what exact restores use.
-    `provenance` goes into every file's header: library builds and the like, no times.
+    `provenance` goes into every file's header: library builds and the like, no times. `packed_codec` is for those that
+    `pack` names.
     """
 
     codec: Codec = Codec.OFF
     ropes: tuple[RopeSpec, ...] = ()
     caster: RowCaster | None = None
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    packed_codec: Codec = Codec.OFF
 
 
 class DiskTier(Tier):
@@ -60,6 +62,7 @@ class DiskTier(Tier):
         self._put_turn = threading.Lock()
         self._lock = threading.RLock()
         self._book = LruBook()
+        self._packed: set[EntryId] = set()
         self._used_ns: dict[EntryId, int] = {}
         # Folder -> (its modification time when it was read, 0 if that may not have settled; what was in it).
         self._shards: dict[str, tuple[int, set[EntryId]]] = {}
@@ -71,6 +74,10 @@ class DiskTier(Tier):
         """Make the RoPE of one more model known, for lossy codecs."""
         with self._lock:
             self._ropes = {**self._ropes, **{rope.canonical(): rope for rope in ropes}}
+
+    def pack(self, entries: Iterable[EntryId]) -> None:
+        with self._lock:
+            self._packed.update(entries)
 
     def path_of(self, entry_id: EntryId) -> Path:
         """Where the file of an entry is, or would be."""
@@ -214,7 +221,7 @@ class DiskTier(Tier):
         self._bay.close()
 
     def _codec_for(self, entry: Entry) -> Codec:
-        codec = self._coding.codec
+        codec = self._coding.packed_codec if entry.id in self._packed else self._coding.codec
         can_be_lossy = entry.key.lineage == ALONE and entry.key.rope in self._ropes
         return Codec.LOSSLESS if codec.is_lossy and not can_be_lossy else codec
 

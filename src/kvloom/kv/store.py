@@ -183,6 +183,11 @@ class TieredStore:
 
     delete = purge
 
+    def pack(self, entries: Collection[EntryId]) -> None:
+        """These are written small when they come; those that are stored already stay as they are."""
+        for tier in self._cold:
+            tier.pack(entries)
+
     def pin(self, entry_id: EntryId) -> None:
         """Keep an entry from being evicted from any tier; pins count."""
         for tier in (*self._warm, *self._cold):

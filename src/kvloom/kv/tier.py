@@ -6,7 +6,7 @@ A new tier is one new file that implements `Tier`; tests/contract/test_tiers.py 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from kvloom.types import Entry, EntryId, EntryKey, TierName
@@ -100,6 +100,9 @@ class Tier(ABC):
     @abstractmethod
     def set_budget(self, budget_bytes: int) -> None:
         """Change the budget; evicts at once what is above it and not pinned."""
+
+    def pack(self, entries: Iterable[EntryId]) -> None:  # noqa: B027 - most tiers hold rows as they are
+        """Write these, when they come, as what can be had again: with the codec that is kept for such."""
 
     def key_of(self, entry_id: EntryId) -> EntryKey | None:
         """What the entry was made of, None where it is not there or cannot be told. Not verified, and no use."""

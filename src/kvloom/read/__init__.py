@@ -1,16 +1,19 @@
 """FILES -> DOCUMENTS: walks folders, decodes, takes the text out of PDF and HTML. Knows no model and no index."""
 
-from kvloom.read.document import Document, DocumentKind, Reading, ReadLimits, Skipped, SkipReason, Unchanged
-from kvloom.read.reader import num_files, read
+from kvloom.read.document import Document, DocumentKind, Extract, Reading, ReadLimits, Skipped, SkipReason, Unchanged
+from kvloom.read.reader import extract, extract_plain, num_files, read
 
 __all__ = [
     "Document",
     "DocumentKind",
+    "Extract",
     "ReadLimits",
     "Reading",
     "SkipReason",
     "Skipped",
     "Unchanged",
+    "extract",
+    "extract_plain",
     "num_files",
     "read",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from kvloom.chunk.content import read_raw
 from kvloom.errors import ContentError
@@ -39,6 +39,24 @@ def read(
             yield _read_one(found, limits)
 
 
+def extract(data: bytes, name: str, limits: ReadLimits | None = None) -> Extract:
+    """The text of bytes that came from elsewhere under a name, by the reader of its suffix. Nothing is opened by it.
+
+    Raises ContentError for what gives no text, or is larger than the limits.
+    """
+    limits = limits or ReadLimits()
+    suffix = PurePath(name).suffix.lower()
+    _check_size(data, name, _max_bytes(suffix, limits))
+    return _reader(suffix, data)(data, name, limits)
+
+
+def extract_plain(data: bytes, name: str, limits: ReadLimits | None = None) -> Extract:
+    """The same for bytes that are the text itself, whatever the name says. Raises ContentError."""
+    limits = limits or ReadLimits()
+    _check_size(data, name, limits.max_file_bytes)
+    return _plain(data, name, limits)
+
+
 def num_files(paths: Iterable[Path | str]) -> int:
     """How many files `read` will look into: what progress is measured against. Opens none of them."""
     return sum(isinstance(found, FoundFile) for found in files(Path(path) for path in paths))
@@ -46,7 +64,7 @@ def num_files(paths: Iterable[Path | str]) -> int:
 
 def _read_one(found: FoundFile, limits: ReadLimits) -> Document | Skipped:
     suffix = found.path.suffix.lower()
-    max_bytes = limits.max_pdf_bytes if suffix == ".pdf" else limits.max_file_bytes
+    max_bytes = _max_bytes(suffix, limits)
     try:
         data, source = read_raw(found.path, max_bytes=max_bytes)
     except ContentError as exc:
@@ -60,6 +78,15 @@ def _read_one(found: FoundFile, limits: ReadLimits) -> Document | Skipped:
     return Document(
         found.name, found.path, extract.text, digest, extract.kind, source.size_bytes, source.mtime_ns, extract.note
     )
+
+
+def _max_bytes(suffix: str, limits: ReadLimits) -> int:
+    return limits.max_pdf_bytes if suffix == ".pdf" else limits.max_file_bytes
+
+
+def _check_size(data: bytes, name: str, max_bytes: int) -> None:
+    if len(data) > max_bytes:
+        raise ContentError(f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it")
 
 
 def _plain(data: bytes, name: str, limits: ReadLimits) -> Extract:

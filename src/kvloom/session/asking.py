@@ -11,11 +11,13 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
+from kvloom.context.placing import with_passages
 from kvloom.errors import ContextOverflowError, NothingToUndoError
 from kvloom.session.budget import Budget, Fitted
 from kvloom.session.desk import Desk
 from kvloom.session.history import TurnRecord
 from kvloom.session.reply import ReplyOptions, ReplyStream
+from kvloom.session.retrieval import Retrieval, Retrieved
 from kvloom.session.turn import Finished, Question
 from kvloom.session.values import Delta, ProgressCallback, Reply, TurnPlan, Warmed
 from kvloom.types import F32Array, Fidelity
@@ -36,6 +38,7 @@ class Asking:
         self._loom = loom
         self._desk = desk
         self._budget = budget
+        self._retrieval = Retrieval(loom, desk, budget)
         self.runner = loom.runner(desk.history.id, desk.cancel, desk.history)
         self._has_said_fidelity = bool(desk.manifest.turns)
         self.after_turn: Callable[[], tuple[str, ...]] = tuple
@@ -62,13 +65,15 @@ class Asking:
     def plan(self, text: str | None, max_tokens: int | None) -> TurnPlan:
         """What `ask` (None: `ask_again`) would take. The caller holds the turn. Raises ContextOverflowError."""
         text, manifest = self._again() if text is None else (text, self._desk.manifest)
+        manifest = self._retrieved(text, manifest, max_tokens).manifest
         fitted = self._budget.fit(text, manifest, max_tokens, self.question, lambda _: None)
         question = fitted.question
         return TurnPlan(question.manifest.num_tokens + len(question.tokens), fitted.max_tokens)
 
     def next_logits(self, text: str) -> F32Array:
         self._get_ready()
-        return self.runner.next_logits(self._fit(text, self._desk.manifest, None).question)
+        manifest = self._retrieved(text, self._desk.manifest, None).manifest
+        return self.runner.next_logits(self._fit(text, manifest, None).question)
 
     def warm(self, progress: ProgressCallback | None) -> Warmed:
         self._desk.cancel.clear()
@@ -124,6 +129,8 @@ class Asking:
         """The caller holds the turn; whoever reads on takes it over."""
         self._desk.cancel.clear()
         self._get_ready()
+        retrieved = self._retrieved(text, manifest, options.max_tokens)
+        manifest = retrieved.manifest
         fitted = self._fit(text, manifest, options.max_tokens)
         try:
             done = yield from self._run(operation, fitted, options, progress)
@@ -134,10 +141,14 @@ class Asking:
             fitted = self._fit(text, manifest, options.max_tokens)
             done = yield from self._run(operation, fitted, options, progress)
         sampled = done.sampled
-        notices = (*filter(None, (fitted.notice(),)), *done.notices, *self._notices(), *self.after_turn())
+        sources = retrieved.sources_in(self._desk.manifest)  # before a compression that the turn sets off
+        notices = (*retrieved.notices, *filter(None, (fitted.notice(),)), *done.notices)
+        notices += (*self._notices(), *self.after_turn())
         notices += self._loom.guard.take_notices(self._loom)
         left, back = (tuple(dict.fromkeys(s.ref for s in slots)) for slots in (fitted.left, fitted.back))
-        return Reply(sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, notices, left, back)
+        return Reply(
+            sampled.answer, sampled.finish_reason, done.usage, sampled.reasoning, notices, left, back, sources
+        )  # fmt: skip
 
     def _run(
         self, operation: str, fitted: Fitted, options: ReplyOptions, progress: ProgressCallback | None
@@ -169,6 +180,12 @@ class Asking:
                 return finished
             yield delta
             self._desk.taken_by_this_thread()
+
+    def _retrieved(self, text: str, manifest: Manifest, max_tokens: int | None) -> Retrieved:
+        if not manifest.libraries:
+            return Retrieved(with_passages(manifest, ()))
+        question = self.question(text, manifest)
+        return self._retrieval.passages_for(text, question.manifest, max_tokens, len(question.tokens))
 
     def _fit(self, text: str, manifest: Manifest, max_tokens: int | None) -> Fitted:
         return self._budget.fit(text, manifest, max_tokens, self.question, self.before_overflow)

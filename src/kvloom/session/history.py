@@ -97,7 +97,9 @@ class History:
             parent = record.parent[0] if record.parent else None
             self._ledger.note(record.id, parent, record.op, Manifest.named(record.body))
             self._noted = record.id
-        return self._ledger.lines(self.head)
+        # What somebody took out and a library brought in again stands here, though the ledger was never told so.
+        here = set(self.manifest.passages) & set(self.manifest.chunk_ids)
+        return [line for line in self._ledger.lines(self.head) if line.named.ref not in here]
 
     def slots_of(self, line: Left[ManifestId]) -> list[Slot]:
         """What stood for a turn or chunk in the last manifest that held it, with its KV's lineage."""

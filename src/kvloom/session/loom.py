@@ -35,6 +35,7 @@ from kvloom.session.history import History, TurnRecord
 from kvloom.session.home import session_info
 from kvloom.session.log import SessionLog
 from kvloom.session.loom_chunks import LoomChunks
+from kvloom.session.loom_libraries import LoomLibraries
 from kvloom.session.loom_memory import LoomMemory
 from kvloom.session.neighbours import neighbourhood_of
 from kvloom.session.pool import Pool
@@ -57,7 +58,7 @@ from kvloom.text.preamble import alone_prefix
 from kvloom.types import EntryId, F32Array, Fidelity, SessionId
 
 
-class Loom(LoomChunks, LoomMemory):
+class Loom(LoomChunks, LoomLibraries, LoomMemory):
     """A loaded model over a home. Safe to use from several threads; a context manager that closes itself.
 
     Every method raises LoomClosedError after `close()`.
@@ -123,6 +124,7 @@ class Loom(LoomChunks, LoomMemory):
         self.composer.before_weave = self.shelf.record
         self.prompts = Prompts(self.builder, self.shelf, engine.fingerprint)
         self._completions = Completions(self)
+        self._open_libraries()
         self._sessions: dict[SessionId, Session] = {}
         self._pinned: set[EntryId] = set()
         self._lock = threading.RLock()
@@ -352,6 +354,7 @@ class Loom(LoomChunks, LoomMemory):
             self._closed = False  # called from inside a reply's own step: nothing was closed
             raise
         with self.neighbourhood.leaving(self):
+            self._close_libraries()
             self._close_rooms()
 
     def _close_rooms(self) -> None:

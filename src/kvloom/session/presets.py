@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvloom.chunk.profiles import Profile, expand
+from kvloom.context.placing import standing
 from kvloom.session.values import Chunk
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ FIDELITY = "fidelity"
 def profile_of(loom: Loom, name: str, session: Session, sources: Sequence[str] | None) -> Profile:
     """The session's chunks (their files, where they came from files), system prompt and fidelity under a name."""
     if sources is None:
-        active = session.manifest.active_chunk_ids
+        brought = set(standing(session.manifest))
+        active = [chunk for chunk in session.manifest.active_chunk_ids if chunk not in brought]
         sources = [loom.shelf.status(chunk).source or chunk for chunk in active]
     return Profile(name, tuple(sources), session.system, {FIDELITY: session.fidelity.value})
 

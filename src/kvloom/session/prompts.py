@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvloom.context.manifest import Manifest, Slot, SlotKind, Tokens
+from kvloom.context.placing import standing
 from kvloom.session.history import TurnRecord
 from kvloom.session.shelf import Shelf
 from kvloom.text.pieces import PromptBuilder
@@ -67,7 +68,8 @@ class Prompts:
         if manifest.model == self._model:
             return manifest
         fresh = replace(manifest, slots=(), model=self._model).with_head(self.head(manifest.system), manifest.system)
-        for chunk in manifest.chunk_ids:
+        brought = set(standing(manifest))  # passages come again with the next question, if it wants them
+        for chunk in (one for one in manifest.chunk_ids if one not in brought):
             old = next(slot for slot in manifest.chunks if slot.ref == chunk)
             fresh = fresh.with_chunk(chunk, old.name, self._shelf.parts(chunk, old.name))
             fresh = fresh.switched(chunk, old.active).with_pin(chunk, old.pinned)

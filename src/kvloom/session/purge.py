@@ -123,6 +123,7 @@ def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
                 one.shelf.refuse(chunk)
                 done.append(one)
             freed += sum(_remove_under(one, chunk, found) for one in fresh)
+        loom._forget_passage(chunk)
         freed += loom.catalog.get(chunk).size_bytes
         loom.catalog.purge(chunk)
     finally:

@@ -125,7 +125,8 @@ def join(
     """A loom over an engine that is loaded already."""
     caster = getattr(engine, "row_caster", None)
     rotator = Rotator(engine.layout, engine.rope, caster)
-    coding = DiskCoding(Codec(settings.disk_compression.value), (engine.rope,), caster)
+    packed = settings.recall.compression or settings.disk_compression.value
+    coding = DiskCoding(Codec(settings.disk_compression.value), (engine.rope,), caster, packed_codec=Codec(packed))
     if settings.model_disk_bytes is None:
         disk = DiskTier(home / "kv", settings.disk_budget_bytes, coding)
     else:

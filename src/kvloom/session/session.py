@@ -19,6 +19,7 @@ from kvloom.session.desk import Desk
 from kvloom.session.history import History
 from kvloom.session.recall import MIN_REF_CHARS
 from kvloom.session.reply import ReplyOptions, ReplyStream
+from kvloom.session.session_libraries import SessionLibraries
 from kvloom.session.session_states import SessionStates
 from kvloom.session.session_views import SessionViews
 from kvloom.session.session_window import SessionWindow
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
 
-class Session(SessionWindow, SessionStates, SessionViews):
+class Session(SessionWindow, SessionStates, SessionViews, SessionLibraries):
     """One conversation. Safe to use from several threads: edits and replies take turns.
 
     Every method raises SessionClosedError after `close()`, and SessionBusyError where an edit is tried from inside
@@ -122,6 +123,7 @@ class Session(SessionWindow, SessionStates, SessionViews):
             manifest = self.manifest
             for ref in refs:
                 chunk = self._known(ref)
+                manifest = manifest.owned({chunk})
                 if chunk in manifest.chunk_ids:
                     manifest = manifest.switched(chunk, True)
                 else:
@@ -134,7 +136,8 @@ class Session(SessionWindow, SessionStates, SessionViews):
         with self._desk.editing():
             manifest = self.manifest
             for ref in refs:
-                manifest = manifest.switched(self._in_context(ref), False)
+                chunk = self._in_context(ref)
+                manifest = manifest.owned({chunk}).switched(chunk, False)
             self._desk.commit("deactivate " + " ".join(ref[:12] for ref in refs), self._budget.fitting(manifest))
 
     def move(self, ref: str, index: int) -> None:

@@ -117,6 +117,35 @@ class Shelf:
         changed = {stale.chunk_id for stale in self.catalog.stale(named.values())} if named else set()
         return changed | {chunk for chunk, name in named.items() if self._now(chunk, name) is not None}
 
+    # -- passages of libraries ----------------------------------------------------------------------------------
+
+    def passage_names(self, passages: Iterable[tuple[ChunkId, str, tuple[int, int]]]) -> dict[ChunkId, str]:
+        """`book.md:120-180` for (chunk, document, lines). The name stands in the prompt, so a passage keeps the one
+        that it was first known by: lines that an edit elsewhere has moved must not cost its KV. Where another text has
+        the name, it gets a mark."""
+        wanted = {chunk: (document, f"{document}:{first}-{last}") for chunk, document, (first, last) in passages}
+        records = self.catalog.get_many(wanted)
+        owners = self.catalog.owners(name for _, name in wanted.values())
+        names: dict[ChunkId, str] = {}
+        for chunk, (document, name) in wanted.items():
+            known = [one for one in records[chunk].names if one.startswith(f"{document}:")] if chunk in records else []
+            is_free = owners.setdefault(name, chunk) == chunk
+            names[chunk] = known[0] if known else name if is_free else f"{name}~{chunk[:8]}"
+        return names
+
+    def passage_parts(self, chunk: ChunkId, name: str, text: str) -> tuple[Tokens, ...]:
+        """`parts` of a text that need not be a chunk yet."""
+        return self._parts.get((chunk, name)) or self._tokenize(text, chunk, name)
+
+    def add_passage(self, chunk: ChunkId, name: str, text: str) -> None:
+        """A passage as a chunk under this name; nothing is written where it is one. Its KV may be packed smaller than
+        that of chunks that somebody chose."""
+        runs = self.passage_parts(chunk, name, text)
+        self._composer.store.pack([self._composer.entry_id(run, ALONE) for run in runs])
+        record = self.catalog.get_many([chunk]).get(chunk)
+        if record is None or record.is_erased or name not in record.names:
+            self.load_text(text, name)
+
     # -- chunks inside of other texts ---------------------------------------------------------------------------
 
     def recognised(self, text: str) -> list[KnownSpan]:

@@ -103,10 +103,35 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A passage of a library that stood in the window for a reply. Lines count from 1, `last_line` is the last one.
+
+    `score` compares it with others of the same question, `coverage` is the share of the question's weight that its
+    `words` make, 0 … 1. `document` is the name that the library knows it by. `tier`: where its KV was when the question
+    came; `restore_s` what bringing it to the device was expected to take, None where nothing was measured yet.
+    """
+
+    library: str
+    document: str
+    first_line: int
+    last_line: int
+    heading: str
+    chunk: ChunkId
+    name: str
+    score: float
+    coverage: float
+    words: tuple[str, ...]
+    num_tokens: int
+    tier: TierName
+    restore_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Reply:
     """A whole reply. `finish_reason`: "stop", "length" or "cancelled" (only where the partial reply was kept).
 
     `left` and `came_back`: ids of the turns and chunks that the policy took out of the window for it, or brought back.
+    `sources`: the passages of the attached libraries that it could read, the most relevant first.
     """
 
     text: str
@@ -116,6 +141,7 @@ class Reply:
     notices: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     came_back: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         row("load-fresh-8k", "splice", 60.0) | {"peer": "computing it once"},
     ],
     "codecs": [coded("off", 1.01, 0.0), coded("lossless", 0.86, 0.0), coded("low4", 0.26, 0.01)],
+    "ask": [
+        row("first-token", "splice", 22.0, 10.0),
+        row("right-to-peer", "splice", 0.98, 0.93),
+        row("kept-of-peer-low", "blend", 0.0, 0.9),
+        row("no-context", "", None),
+        row("disk-times-smaller", "low4", 3.7, 3.33) | {"peer": "f16"},
+    ],
+    "retrieval": [row("all", "", 3.7, 1.0) | {"peer": "limit"}, row("constant", "", 4.6)],
 }
 SHOWN = {
     "switch": {"off", "reorder", "splice", "blend", "exact", "target, at least", "46.6×"},
@@ -82,6 +90,8 @@ SHOWN = {
     "room": {"restore-tail-5", "resize-up-and-down", "facts-adaptive"},
     "snapshots": {"load-8k", "load-fresh-8k"},
     "codecs": {"off", "lossless", "low4", "write", "read", "compute"},
+    "ask": {"first-token", "right-to-peer", "disk-times-smaller", "splice", "low4"},
+    "retrieval": {"all", "constant"},
 }
 
 

@@ -19,6 +19,7 @@ from kvloom.errors import UnknownChunkError
 from kvloom.session.gc import forget_traces
 from kvloom.session.loom import Loom
 from kvloom.session.requests import ChatMessage, ChatPrompt, ChunkPart, Request, TextPart
+from kvloom.session.results import StoredResults
 from kvloom.session.traces import KEPT_S, Traces
 from kvloom.types import ChunkId, EntryId, F32Array, Fidelity, SamplingParams
 from tests.unit.session.fakes import RecurrentEngine, fake_loom
@@ -295,3 +296,20 @@ def test_a_trace_that_is_written_again_is_young_again(tmp_path: Path) -> None:
         assert traces.num_traces() == 0
     finally:
         database.close()
+
+
+def test_a_purge_forgets_replies_that_may_quote_the_chunk(tmp_path: Path) -> None:
+    with fake_loom(tmp_path) as loom:
+        _purge_forgets_replies(loom)
+
+
+KEY = "5" * 64
+
+
+def _purge_forgets_replies(loom: Loom) -> None:
+    chunk = loom.load_text("the pier was built in 1911", name="pier.txt").id
+    with StoredResults(loom.home) as results:
+        results.put(KEY, "built in 1911")
+        assert results.get(KEY)
+        loom.purge(chunk)
+        assert results.get(KEY) is None

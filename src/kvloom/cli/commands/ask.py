@@ -1,4 +1,5 @@
-"""`kvloom ask` and `kvloom count`: one question about files, and exact token counts. Know the façade only."""
+"""`kvloom ask` and `kvloom count`: one question about files or whole books, and exact token counts. Know the façade
+only."""
 
 from __future__ import annotations
 
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli import amounts
+from kvloom.cli.library_view import MAX_SKIPPED, explanation, updated_lines
 from kvloom.cli.options import LOOM, TALK, Options, num_tokens, takes
 from kvloom.errors import ContentError, UsageError
 
 if TYPE_CHECKING:
+    from kvloom.cli.output import Output, ProgressView
     from kvloom.cli.screen import Screen
+    from kvloom.session.libraries import Library, Updated
     from kvloom.session.loom import Loom
+    from kvloom.session.precompute import Precomputed
     from kvloom.session.session import Session
     from kvloom.session.values import Chunk, Reply
 
@@ -23,13 +28,33 @@ STANDARD_INPUT = "-"
 
 
 @takes(TALK)
-def ask(
+def ask(  # noqa: PLR0913 - each is one option of the command line
     options: Options,
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BOOK]... QUESTION",
+            help="Files and folders of any length to look the question up in, then the question; - reads it from "
+            "standard input.",
+        ),
+    ],
     file: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", metavar="FILE", help="A file to ask about; may be repeated.")
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="A file that is read whole; may be repeated."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
+    precompute: Annotated[
+        bool,
+        typer.Option(
+            "--precompute", help="Compute the KV of all passages of the books first; goes on where it stopped."
+        ),
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which passages were chosen, why, and what they cost.")
+    ] = False,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, max=256, metavar="N", help="Most passages of the books to choose.")
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option("--max-tokens", metavar="N", parser=num_tokens(1), help="Longest reply, in tokens."),
@@ -41,25 +66,87 @@ def ask(
 ) -> None:
     """Ask one question about files.
 
-    The KV of the files is stored: the next question about them starts at once.
+    Books may be of any length, also folders, PDF and HTML: they are indexed once, and the passages that the question
+    needs are taken out of them. The KV of what was read is stored: the next question about it starts at once.
     """
     from kvloom.cli.screen import JsonScreen, TextScreen
 
+    *books, question = words
     text = sys.stdin.read() if question == STANDARD_INPUT else question
     if not text.strip():
-        raise UsageError("the question is empty; give it as an argument, or on standard input with -")
+        raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
+    if not books and (precompute or explain or depth is not None):
+        raise UsageError("--precompute, --explain and --depth are about books: name one before the question")
     output = options.output
     screen: Screen = JsonScreen() if options.json else TextScreen(output, echoes=False)
     with output.progress() as progress, options.open_loom(progress) as loom:
+        if depth is not None:
+            recall = loom.settings.recall.model_copy(update={"depth": depth})
+            loom.settings = loom.settings.model_copy(update={"recall": recall})
+        opened = _opened(loom, [Path(book) for book in books], output, progress) if books else None
+        precomputed = opened.precompute(progress) if opened is not None and precompute else None
         session = loom.session(system=system)
         try:
             chunks = [session.load(path) for path in file or []]
+            if opened is not None:
+                session.attach(opened.library)
             reply = _stream(session, text, screen, max_tokens=max_tokens, temperature=temperature, seed=seed)
         finally:
             # One question is no conversation: what stays is the KV of the files.
             loom.delete_session(session.id)
         if options.json:
-            output.emit(_document(reply, chunks), "")
+            more = {"library": opened.document(), "precomputed": precomputed} if opened is not None else {}
+            output.emit({**_document(reply, chunks), **more}, "")
+        elif explain:
+            output.console.print(explanation(reply.sources))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The library of the books of a question, and what had to be read for it."""
+
+    library: Library
+    updated: Updated
+
+    def precompute(self, progress: ProgressView) -> Precomputed:
+        from kvloom.cli.chat import Stop, cancel_on_interrupt
+
+        stop = Stop()
+        with cancel_on_interrupt(stop):
+            done = self.library.precompute(progress, stop.is_cancelled)
+        stop.check(
+            f"stopped: {done.num_known + done.num_computed} of {done.num_passages} passages are computed; the same "
+            "command goes on where it stopped"
+        )
+        progress.clear()
+        return done
+
+    def document(self) -> dict[str, object]:
+        return {"name": self.library.name, "num_documents": len(self.library.documents()), "updated": self.updated}
+
+
+def _opened(loom: Loom, books: list[Path], output: Output, progress: ProgressView) -> _Opened:
+    """The books as a library, read as far as they are not known. Raises ContentError where there is nothing in them."""
+    from kvloom.cli.chat import Stop, cancel_on_interrupt
+    from kvloom.session.libraries import adhoc_name
+
+    for book in books:
+        if not book.expanduser().exists():
+            raise ContentError(
+                f"{book}: no such file or folder; all but the last argument are books, so put a question in quotes"
+            )
+    library, stop = loom.library(adhoc_name(books)), Stop()
+    with cancel_on_interrupt(stop):
+        updated = library.add(books, progress, stop.is_cancelled)
+    stop.check("stopped: the same command goes on where it stopped")
+    progress.clear()
+    for line in updated_lines(library.name, updated):
+        output.note(line)
+    if not library.documents():
+        why = "; ".join(f"{skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED])
+        loom.delete_library(library.name)
+        raise ContentError(f"there is no text in {', '.join(map(str, books))}: {why or 'no file was found'}")
+    return _Opened(library, updated)
 
 
 def _stream(session: Session, text: str, screen: Screen, **sampling: float | None) -> Reply:
@@ -89,6 +176,7 @@ def _document(reply: Reply, chunks: list[Chunk]) -> dict[str, object]:
         "usage": reply.usage,
         "notices": reply.notices,
         "chunks": chunks,
+        "sources": reply.sources,
     }
 
 

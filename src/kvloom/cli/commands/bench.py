@@ -132,6 +132,31 @@ def codecs(options: BenchOptions) -> None:
     run_bench("codecs", options)
 
 
+@app.command("retrieval")
+@takes(BENCH, BenchOptions)
+def retrieval(options: BenchOptions) -> None:
+    """Search a library: recall at k.
+
+    Questions over real texts whose places are known, and the time of a search; no model.
+    """
+    run_bench("retrieval", options)
+
+
+@app.command("ask")
+@takes(BENCH, BenchOptions)
+def ask(
+    options: BenchOptions,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, metavar="N", help="Passages given with each question.")
+    ] = None,
+) -> None:
+    """Ask a library about long texts.
+
+    The same passages as stored KV and pasted into llama.cpp's server: first token, answers, disk; --repeats questions.
+    """
+    run_bench("ask", options, depth=depth)
+
+
 @app.command("plot")
 @takes(JSON_ONLY)
 def plot_stored(
@@ -146,7 +171,7 @@ def plot_stored(
     options.output.emit({"bench": document["bench"], "file": str(out)}, f"drawn: {out}")
 
 
-def run_bench(name: str, options: BenchOptions, **more: str | None) -> None:
+def run_bench(name: str, options: BenchOptions, **more: str | int | None) -> None:
     """Runs `kvloom.bench.NAME.run`, shows its report and draws it where that was asked for.
 
     A bar shows how far it is where someone watches; else every step is a line on standard error, for a log.

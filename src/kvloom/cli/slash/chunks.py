@@ -12,6 +12,7 @@ from kvloom.cli import amounts
 from kvloom.cli.context_view import trace_notes, used_tokens
 from kvloom.cli.registry import Arguments, Result, slash
 from kvloom.cli.slash import completion
+from kvloom.cli.slash.books import Book, open_book, wants_library
 from kvloom.errors import CancelledError, ContentError, KvloomError, UnknownChunkError
 from kvloom.session.recall import MIN_REF_CHARS
 
@@ -44,13 +45,23 @@ def place(chat: Chat, ref: str) -> tuple[int, int]:
     return (min(part.start for part in parts), max(part.stop for part in parts)) if parts else (0, 0)
 
 
-@slash("/load FILE…", "Add files as chunks and switch them on; globs work.", group=GROUP, complete=completion.files)
+@slash(
+    "/load FILE…",
+    "Add files as chunks and switch them on; globs work. Of folders, PDF and files that would fill half of the window "
+    "every question gets the passages that it needs.",
+    group=GROUP,
+    complete=completion.files,
+)
 def load(chat: Chat, args: Arguments) -> Result:
     loaded: list[Chunk] = []
     failures: list[KvloomError] = []
+    books: list[Book] = []
     for word in args.some("file"):
         try:
             for path in expand(word):
+                if wants_library(chat, path):
+                    books.append(open_book(chat, path))
+                    continue
                 chunk = _load_one(chat, path, failures)
                 loaded += [chunk] if chunk is not None else []
         except KvloomError as exc:
@@ -66,7 +77,11 @@ def load(chat: Chat, args: Arguments) -> Result:
              "num_parts": chunk.num_parts, "is_new": chunk.is_new}
         )  # fmt: skip
         lines.append(_loaded_line(chunk, start, stop))
-    return Result({"loaded": rows}, "\n".join(lines) or None, tuple(failures))
+    lines += [line for book in books for line in book.lines()]
+    data: dict[str, object] = {"loaded": rows}
+    if books:
+        data["libraries"] = [book.document() for book in books]
+    return Result(data, "\n".join(lines) or None, tuple(failures))
 
 
 def _load_one(chat: Chat, path: Path, failures: list[KvloomError]) -> Chunk | None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 GROUP = "Context"
 
+RECALL_SWITCHES = ("on", "off")
+
 
 def _compress(chat: Chat, args: Arguments) -> Result:
     strategy, dry_run, words = "", False, iter(args.words)
@@ -104,11 +106,27 @@ def ledger(chat: Chat, args: Arguments) -> Result:
     return verbs.ledger(chat)
 
 
+def _complete_recall(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
+    switches = [] if before or not chat.session.libraries else [Suggestion(word) for word in RECALL_SWITCHES]
+    return [*switches, *completion.ledger(chat, before)]
+
+
 @slash(
-    "/recall ID…", "Bring turns and chunks of the ledger back to their places.", group=GROUP, complete=completion.ledger
+    "/recall ID…|on|off",
+    "Bring turns and chunks of the ledger back to their places; whether questions are looked up in what is attached.",
+    group=GROUP,
+    complete=_complete_recall,
 )
 def recall(chat: Chat, args: Arguments) -> Result:
-    return verbs.recall(chat, args.some("line of the ledger"))
+    words = args.some("line of the ledger, or on or off")
+    if words[0] not in RECALL_SWITCHES:
+        return verbs.recall(chat, words)
+    args.one("of on and off")
+    chat.session.set_recall(words[0] == "on")
+    names = chat.session.libraries
+    attached = ", ".join(names) or "no library is attached; /load attaches a long file"
+    view = f"recall {words[0]}: {attached}"
+    return Result({"recall": chat.session.is_recalling, "libraries": names}, view)
 
 
 @slash(

@@ -1,0 +1,82 @@
+"""Files that are too long for the window, in a chat: read into a library that every question is looked up in.
+
+Knows the façade only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvloom.cli import amounts
+from kvloom.cli.chat import Stop, cancel_on_interrupt
+from kvloom.cli.library_view import MAX_SKIPPED, updated_lines
+from kvloom.errors import ContentError
+from kvloom.session.libraries import adhoc_name
+
+if TYPE_CHECKING:
+    from kvloom.cli.chat import Chat
+    from kvloom.session.libraries import Library, Updated
+
+BYTES_PER_TOKEN = 4
+"""Of English text, about; code and other languages take fewer, and are then tried as chunks first."""
+SHARE = 0.5
+"""Of the window: a file that takes more leaves no room to talk about it."""
+PDF = ".pdf"
+
+
+@dataclass(frozen=True)
+class Book:
+    """A library that was made for one path of `/load`, and what was read for it."""
+
+    path: Path
+    library: Library
+    updated: Updated
+
+    def lines(self) -> list[str]:
+        documents = self.library.documents()
+        num_passages = sum(document.num_passages for document in documents)
+        of = f"{len(documents)} documents, " if len(documents) > 1 else ""
+        return [
+            *updated_lines(self.library.name, self.updated),
+            f"{self.path.name} is looked up passage by passage ({of}{num_passages} passages): every question gets "
+            "those that it needs; /recall off stops that",
+        ]
+
+    def document(self) -> dict[str, object]:
+        return {"name": self.library.name, "path": str(self.path), "updated": self.updated}
+
+
+def wants_library(chat: Chat, path: Path) -> bool:
+    """Whether a path is better looked up than read whole; a person is asked where both would do."""
+    if path.is_dir() or path.suffix.lower() == PDF:
+        return True
+    try:
+        num_tokens = path.stat().st_size // BYTES_PER_TOKEN
+    except OSError:  # told where it is loaded
+        return False
+    window = chat.session.window
+    if num_tokens <= SHARE * window:
+        return False
+    if chat.confirm is None or num_tokens > window:
+        return True
+    return chat.confirm(
+        f"{path.name} has about {amounts.tokens(num_tokens)} tokens, and the window is {amounts.tokens(window)}. Look "
+        "it up passage by passage instead of reading it whole?"
+    )
+
+
+def open_book(chat: Chat, path: Path) -> Book:
+    """The path as a library, attached. Raises ContentError where there is no text in it."""
+    library = chat.loom.library(adhoc_name([path]))
+    stop = Stop()
+    with chat.screen.progress() as progress, cancel_on_interrupt(stop):
+        updated = library.add(path, progress, stop.is_cancelled)
+    stop.check(f"stopped: {path.name} is not attached; /load goes on where it stopped")
+    if not library.documents():
+        why = "; ".join(f"{skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED])
+        chat.loom.delete_library(library.name)
+        raise ContentError(f"there is no text in {path}: {why or 'no file was found'}")
+    chat.session.attach(library)
+    return Book(path, library, updated)

@@ -1,0 +1,243 @@
+"""A library: documents that were read, cut and indexed, to be searched with questions. What `loom.library` returns.
+
+Joins reading and index; a loom only to compute passages ahead. Knows no conversation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from kvloom.errors import ContentError, UsageError
+from kvloom.index import DocumentInfo, Found, LibraryIndex, StoredPassage, Updated
+from kvloom.index import Progress as IndexProgress
+from kvloom.read import Document, ReadLimits, num_files, read
+from kvloom.session.given import check_free, given_bytes, given_texts, is_given
+from kvloom.session.precompute import Precomputed, precompute
+from kvloom.session.values import Progress, ProgressCallback
+from kvloom.types import ChunkId
+
+if TYPE_CHECKING:
+    from kvloom.session.loom import Loom
+
+__all__ = [
+    "DocumentInfo",
+    "Found",
+    "Hit",
+    "Library",
+    "LibraryInfo",
+    "ReadLimits",
+    "Updated",
+    "adhoc_name",
+    "file_of",
+    "is_given",
+    "names_in",
+]
+
+FOLDER = "libraries"
+SUFFIX = ".sqlite3"
+MAX_NAME_BYTES = 180
+"""Of a library's name as a file's: file systems take 255, and the database has files of its own beside it."""
+ADHOC = "~"
+"""Between the first file's name and the digest in the name of a library that a question made by itself."""
+
+Paths = str | Path | Iterable[str | Path]
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """A library as it stands on disk. `is_adhoc`: made by a question about files, not by name."""
+
+    name: str
+    num_documents: int
+    num_passages: int
+    size_bytes: int
+    is_adhoc: bool
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage of a library that has to do with a question.
+
+    `relevance` compares it with those of other libraries too: a score does not, since a word that is rare in one
+    library may be in every passage of another.
+    """
+
+    library: str
+    found: Found
+    relevance: float
+
+    @property
+    def chunk(self) -> ChunkId:
+        return self.found.id
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        return self.found.first_line, self.found.last_line
+
+
+class Library:
+    """Documents under a name, in one file of the home. Safe for several threads and processes, as its index is."""
+
+    def __init__(self, loom: Loom, name: str, file: Path) -> None:
+        self._loom = loom
+        self.name = name
+        self._index = LibraryIndex.open(file)
+
+    def add(
+        self,
+        paths: Paths,
+        progress: ProgressCallback | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Updated:
+        """Read these files and folders into the library; what is known and unchanged is not read again, what has gone
+        from them leaves.
+
+        Durable document by document: what was stopped goes on from there. Raises ContentError for a name behind which
+        nothing is.
+        """
+        wanted = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        if not wanted:
+            raise UsageError("name at least one file or folder to add to the library")
+        for path in wanted:
+            if not path.exists():
+                raise ContentError(f"{path}: no such file or folder")
+        total = num_files(wanted) if progress is not None else 0
+
+        def tell(at: IndexProgress) -> None:
+            if progress is not None:
+                progress(Progress("indexing", at.num_files, total, "files"))
+
+        for path in wanted:
+            self._index.add_root(path)
+        return self._index.update(read(wanted, known=self._index.is_known), tell, is_cancelled)
+
+    def add_texts(
+        self,
+        texts: Mapping[str, str],
+        is_cancelled: Callable[[], bool] = lambda: False,
+        *,
+        limits: ReadLimits | None = None,
+    ) -> Updated:
+        """Texts by name into the library, as they are. They have no file behind them, and `refresh` keeps them.
+
+        A name that was given before gets the new text. Raises UsageError for what cannot be a name or is a file's,
+        ContentError for what is no text; nothing is added then.
+        """
+        return self._add_given(given_texts(texts, limits), is_cancelled)
+
+    def add_bytes(
+        self,
+        contents: Mapping[str, bytes],
+        is_cancelled: Callable[[], bool] = lambda: False,
+        *,
+        limits: ReadLimits | None = None,
+    ) -> Updated:
+        """`add_texts` for the bytes of files that lie elsewhere: PDF, HTML and text, told by name and content."""
+        return self._add_given(given_bytes(contents, limits), is_cancelled)
+
+    def _add_given(self, given: list[Document], is_cancelled: Callable[[], bool]) -> Updated:
+        check_free(self.name, given, self._index.documents())
+        return self._index.update(given, None, is_cancelled)
+
+    def refresh(
+        self, progress: ProgressCallback | None = None, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> Updated:
+        """`add` for everything that was ever added here: what changed since is read again, what has gone leaves."""
+        total = len(self._index.documents())
+
+        def tell(at: IndexProgress) -> None:
+            if progress is not None:
+                progress(Progress("indexing", at.num_files, max(total, at.num_files), "files"))
+
+        return self._index.update(read(self._index.roots(), known=self._index.is_known), tell, is_cancelled)
+
+    @property
+    def num_passages(self) -> int:
+        return self._index.num_passages
+
+    def documents(self) -> Sequence[DocumentInfo]:
+        """By name."""
+        return self._index.documents()
+
+    def search(self, question: str, limit: int = 8) -> list[Found]:
+        """The passages that have most to do with the question, the best first; none where they have no word of it."""
+        return self._index.search(question, limit)
+
+    def hits(self, question: str, limit: int) -> list[Hit]:
+        """`search`, comparable with other libraries': the best one is worth the share of the question that it has."""
+        found = self._index.search(question, limit)
+        best = max((one.score for one in found), default=0.0)
+        share = max((one.coverage for one in found if one.score == best), default=0.0)
+        return [Hit(self.name, one, share * one.score / best) for one in found if one.score > 0]
+
+    def passages(self) -> Iterator[StoredPassage]:
+        """All of them, document by document."""
+        return self._index.passages()
+
+    def remove(self, document: str) -> None:
+        """A document out of the library; its file is untouched. Raises UsageError with what there is."""
+        if not self._index.remove(document):
+            few = ", ".join(one.name for one in self._index.documents()[:5]) or "it is empty"
+            raise UsageError(f"library {self.name} has no document {document!r}; it has: {few}")
+
+    def forget(self, chunk: ChunkId) -> None:
+        """A passage that was purged is not found any more."""
+        self._index.forget(chunk)
+
+    def precompute(
+        self,
+        progress: ProgressCallback | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        *,
+        max_tokens: int | None = None,
+    ) -> Precomputed:
+        """Compute the KV of every passage that has none, so that no question waits for it.
+
+        What was stopped goes on from there; with `max_tokens` it stops by itself before it would compute more. Raises
+        EngineUnsupportedError where the model's KV cannot be placed.
+        """
+        return precompute(self._loom, list(self._index.passages()), progress, is_cancelled, max_tokens)
+
+    def info(self) -> LibraryInfo:
+        index = self._index
+        return LibraryInfo(self.name, index.num_documents, index.num_passages, _size(index.path), ADHOC in self.name)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._index.close()
+
+
+def file_of(home: Path, name: str) -> Path:
+    """Where a library of this name lies. Raises UsageError for what cannot be a name."""
+    if not name.strip() or name != name.strip() or not name.isprintable():
+        raise UsageError(
+            f"{name!r} cannot be a library's name: it must be one printable line without outer white space"
+        )
+    packed = quote(name, safe=" ~+@=,()", errors="replace").replace(".", "%2E")
+    if len(packed.encode()) > MAX_NAME_BYTES:
+        raise UsageError(f"the name {name[:20]!r}… is too long for a library: {MAX_NAME_BYTES} bytes at most")
+    return home / FOLDER / f"{packed}{SUFFIX}"
+
+
+def names_in(home: Path) -> list[str]:
+    """The libraries of a home."""
+    return sorted(unquote(file.name.removesuffix(SUFFIX)) for file in (home / FOLDER).glob(f"*{SUFFIX}"))
+
+
+def adhoc_name(paths: Sequence[Path]) -> str:
+    """The name of the library that belongs to exactly these files, in whatever order and however they are written."""
+    places = sorted({os.path.abspath(path.expanduser()) for path in paths})  # noqa: PTH100 - as the index stores them
+    digest = hashlib.sha256("\0".join(places).encode(errors="surrogatepass")).hexdigest()
+    first = "".join(c if c.isprintable() else "_" for c in Path(places[0]).name) or "root"
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f"{first[:40].strip()}{more}{ADHOC}{digest[:10]}"
+
+
+def _size(file: Path) -> int:
+    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))

@@ -1,0 +1,136 @@
+"""Computes passages ahead of any question, each alone, and stores them. Knows no conversation and no index."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvloom.context.manifest import Manifest
+from kvloom.context.placing import Passage, with_passages
+from kvloom.errors import CancelledError, EngineUnsupportedError
+from kvloom.index import StoredPassage
+from kvloom.session.values import Progress, ProgressCallback
+from kvloom.types import ALONE, Fidelity, SessionId
+
+if TYPE_CHECKING:
+    from kvloom.session.loom import Loom
+
+OWNER = SessionId("precompute")
+BATCH_SHARE = 4
+"""A batch takes this part of the window: sessions that are open keep what they have on the device."""
+NAMED_AT_ONCE = 256
+"""Passages whose names are looked up together: few enough to hold their texts."""
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """What was done. A stopped run keeps what it had stored, and the next goes on behind it."""
+
+    num_passages: int
+    num_computed: int
+    num_known: int
+    computed_tokens: int
+    is_complete: bool = True
+
+
+def precompute(
+    loom: Loom,
+    passages: Sequence[StoredPassage],
+    progress: ProgressCallback | None,
+    is_cancelled: Callable[[], bool],
+    max_tokens: int | None = None,
+) -> Precomputed:
+    """Raises EngineUnsupportedError where KV that was computed alone is of no use.
+
+    `max_tokens`: stop before more would be computed; a first passage that is longer alone is computed all the same.
+    """
+    capabilities = loom.engine.capabilities
+    if not (capabilities.can_rotate and capabilities.can_move_kv):
+        raise EngineUnsupportedError(
+            f"{loom.model_name} cannot place KV that was computed ahead ({capabilities.why_not}): its libraries are "
+            "searched all the same, and their passages are computed with each question"
+        )
+    unique = list({passage.id: passage for passage in passages}.values())
+    num_done = num_computed = num_tokens = 0
+    for batch in _batches(loom, unique, max_tokens):
+        missing = [one for one in batch if not _is_stored(loom, one[0])]
+        if is_cancelled() or (num_computed and _is_over(max_tokens, num_tokens, missing)):
+            return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens, is_complete=False)
+        if missing:
+            try:
+                num_tokens += _compute(loom, missing, is_cancelled)
+            except CancelledError:
+                return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens, is_complete=False)
+        num_done += len(batch)
+        num_computed += len(missing)
+        if progress is not None:
+            progress(Progress("computing passages", num_done, len(unique), "passages"))
+    loom.flush()
+    return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens)
+
+
+_Named = tuple[Passage, str]
+"""A passage as it stands in a prompt, and its text."""
+
+
+def _is_over(max_tokens: int | None, num_tokens: int, missing: Sequence[_Named]) -> bool:
+    return max_tokens is not None and num_tokens + sum(one.num_tokens for one, _ in missing) > max_tokens
+
+
+def _batches(loom: Loom, passages: Sequence[StoredPassage], max_tokens: int | None) -> Iterator[list[_Named]]:
+    """Passages that stand on the device together."""
+    room = max(1, min(loom.window, loom.pool.window) // BATCH_SHARE)
+    room = room if max_tokens is None else min(room, max_tokens)
+    batch: list[_Named] = []
+    num_tokens = 0
+    for one in _named(loom, passages):
+        if batch and num_tokens + one[0].num_tokens > room:
+            yield batch
+            batch, num_tokens = [], 0
+        batch.append(one)
+        num_tokens += one[0].num_tokens
+    if batch:
+        yield batch
+
+
+def _named(loom: Loom, passages: Sequence[StoredPassage]) -> Iterator[_Named]:
+    shelf = loom.shelf
+    for start in range(0, len(passages), NAMED_AT_ONCE):
+        some = passages[start : start + NAMED_AT_ONCE]
+        names = shelf.passage_names((one.id, one.document, (one.first_line, one.last_line)) for one in some)
+        for one in some:
+            name = names[one.id]
+            yield Passage(one.id, name, shelf.passage_parts(one.id, name, one.text)), one.text
+
+
+def _is_stored(loom: Loom, passage: Passage) -> bool:
+    return all(loom.store.contains(loom.composer.entry_id(run, ALONE)) for run in passage.parts)
+
+
+def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], bool]) -> int:
+    """The tokens that were computed."""
+    loom.guard.check()
+    passages = []
+    for passage, text in named:
+        loom.shelf.add_passage(passage.ref, passage.name, text)
+        passages.append(passage)
+    bare = Manifest(fidelity=Fidelity.SPLICE, model=loom.engine.fingerprint).with_head(loom.prompts.head(""), "")
+    runner = loom.runner(OWNER, _Asked(is_cancelled))
+    try:
+        _, warmed = runner.warm(with_passages(bare, passages), None)
+    finally:
+        runner.close()
+    return warmed.computed_tokens
+
+
+class _Asked(threading.Event):
+    """An event that is set as soon as a callback says so: the engine's steps ask it between two native calls."""
+
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_cancelled = is_cancelled
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._is_cancelled()

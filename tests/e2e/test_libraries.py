@@ -1,0 +1,91 @@
+"""Libraries on a real model: a text fifty times the window, and what is said in one line of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvloom
+from kvloom.session.loom import Loom
+from kvloom.types import TierName
+
+pytestmark = pytest.mark.e2e
+
+WINDOW = 1024
+TIMES = 50
+WORDS = (
+    "harbour pier wind sail market bread stone river garden winter lamp bridge letter horse candle window street "
+    "captain island forest mountain barrel school winter shepherd meadow"
+)
+FACTS = {
+    "What is the name of the lighthouse keeper of Varnholm?": (
+        "The name of the lighthouse keeper of Varnholm is Ottokar.", "Ottokar"
+    ),
+    "What colour is the door of the mill of Quillfen?": (
+        "The colour of the door of the mill of Quillfen is purple.", "purple"
+    ),
+    "In which year was the clock of Oldenmoor built?": ("The clock of Oldenmoor was built in the year 1731.", "1731"),
+}  # fmt: skip
+SYSTEM = "Answer from the files, in a few words."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are slower than one where other tests share the cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVLOOM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 1,500 paragraphs of the same words, with three facts far apart."""
+    chosen, facts = random.Random(7), dict(zip((300, 700, 1100), (fact for fact, _ in FACTS.values()), strict=True))
+    parts, words = [], WORDS.split()
+    for number in range(1500):
+        line = " ".join(chosen.choice(words) for _ in range(40)).capitalize()
+        parts.append(f"## Part {number}\n\n{line}. {facts.get(number, '')}\n")
+    path = tmp_path_factory.mktemp("book") / "book.md"
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("library-home")
+
+
+def opened(model: Path, home: Path) -> Loom:
+    return kvloom.open(model, context=WINDOW, home=home)
+
+
+def test_facts_of_a_text_fifty_times_the_window_are_found_and_cited(qwen_path: Path, book: Path, home: Path) -> None:
+    with opened(qwen_path, home) as loom:
+        assert loom.count(book.read_text()) > TIMES * WINDOW
+        library = loom.library("books")
+        library.add(book)
+        with loom.session(system=SYSTEM, name="talk", fidelity="splice") as chat:
+            chat.attach(library)
+            lines = book.read_text().splitlines()
+            for question, (fact, answer) in FACTS.items():
+                reply = chat.generate(question, max_tokens=24, temperature=0.0)
+                cited = lines[reply.sources[0].first_line - 1 : reply.sources[0].last_line]
+                assert fact in "\n".join(cited)
+                assert answer in reply.text
+                assert chat.manifest.num_tokens <= WINDOW
+            nothing = chat.generate("Xylophone quasar zeppelin?", max_tokens=4, temperature=0.0)
+            assert nothing.sources == ()
+
+
+def test_after_a_restart_no_passage_is_computed_again(qwen_path: Path, book: Path, home: Path) -> None:
+    question, (_, answer) = next(iter(FACTS.items()))
+    with opened(qwen_path, home) as loom, loom.session(system=SYSTEM, fidelity="splice") as chat:
+        assert [one.name for one in loom.libraries()] == ["books"]
+        chat.attach("books")
+        reply = chat.generate(question, max_tokens=24, temperature=0.0)
+        assert answer in reply.text
+        assert {source.tier for source in reply.sources} == {TierName.DISK}
+        assert reply.usage.computed_tokens < min(source.num_tokens for source in reply.sources)

@@ -1,0 +1,161 @@
+"""Books on the command line: `kvloom ask BOOK… QUESTION`, `/load` of what is too long, `/recall on|off`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvloom.cli.chat import Chat
+from kvloom.cli.slash.books import BYTES_PER_TOKEN, wants_library
+from tests.unit.cli.conftest import Kvloom, Ran, results
+
+FILLER = "The market sells bread and fish and the square is full of people who talk about the weather. "
+FACT = "The lighthouse keeper of Varnholm is called Ottokar Brimblewick."
+QUESTION = "Who is the lighthouse keeper of Varnholm?"
+SHORT = ("--max-tokens", "2", "--temperature", "0")
+
+
+@pytest.fixture
+def kvloom(kvloom: Kvloom, tiny_model: Path, tmp_path: Path) -> Kvloom:
+    """With a window that holds a passage: the tiny model has a token for every byte."""
+    where: tuple[str | Path, ...] = ("--model", tiny_model, "--home", tmp_path / "home", "--context", "4096")
+
+    def call(*words: str | Path, stdin: str = "") -> Ran:
+        return kvloom(*words, *where, stdin=stdin, loom=False)
+
+    return call
+
+
+@pytest.fixture
+def book(files: list[Path]) -> Path:
+    """Some 10,000 characters; the fact stands in the middle."""
+    path = files[0].parent / "book.md"
+    path.write_text("".join(f"# Part {n}\n\n{FILLER}\n{FACT if n == 50 else ''}\n\n" for n in range(200)))
+    return path
+
+
+def test_ask_looks_a_question_up_in_a_book_and_cites_it(kvloom: Kvloom, book: Path) -> None:
+    first = kvloom("ask", book, QUESTION, *SHORT, "--json").document
+    lines = book.read_text().splitlines()
+    source = first["sources"][0]
+    assert FACT in "\n".join(lines[source["first_line"] - 1 : source["last_line"]])
+    assert (source["document"], source["tier"]) == ("book.md", "none")
+    assert first["library"]["updated"]["num_added"] == 1
+    again = kvloom("ask", book, QUESTION, *SHORT, "--json").document
+    assert again["library"]["updated"]["num_unchanged"] == 1
+    assert again["sources"][0]["chunk"] == source["chunk"]
+    assert again["sources"][0]["tier"] in ("disk", "ram")
+    assert again["usage"]["loaded_tokens"] >= source["num_tokens"]
+
+
+def test_ask_shows_its_sources_and_explains_them(kvloom: Kvloom, book: Path) -> None:
+    ran = kvloom("ask", book, QUESTION, *SHORT, "--explain")
+    assert ran.code == 0, ran.err
+    assert "sources: book.md:" in ran.out, ran.out + ran.err
+    for word in ("coverage", "because of", "KV was", "lighthouse keeper varnholm"):
+        assert word in ran.out
+    assert "book.md~" in ran.err
+    assert "1 added" in ran.err
+
+
+def test_ask_takes_folders_and_several_books_and_whole_files_beside_them(
+    kvloom: Kvloom, book: Path, files: list[Path]
+) -> None:
+    ran = kvloom("ask", book.parent, QUESTION, "-f", files[0], "--depth", "1", *SHORT, "--json").document
+    assert len(ran["sources"]) == 1
+    assert ran["sources"][0]["document"].endswith("book.md")
+    assert [chunk["name"] for chunk in ran["chunks"]] == ["a.py"]
+
+
+def test_a_changed_book_is_read_again(kvloom: Kvloom, book: Path) -> None:
+    kvloom("ask", book, QUESTION, *SHORT)
+    book.write_text(book.read_text().replace("Ottokar Brimblewick", "Perpetua Zwirn"))
+    ran = kvloom("ask", book, QUESTION, *SHORT, "--json").document
+    assert ran["library"]["updated"]["num_changed"] == 1
+    assert ran["library"]["updated"]["num_passages_added"] <= 2
+    assert ran["library"]["num_documents"] == 1
+
+
+def test_precompute_computes_every_passage_once(kvloom: Kvloom, book: Path) -> None:
+    first = kvloom("ask", book, QUESTION, *SHORT, "--precompute", "--json").document["precomputed"]
+    again = kvloom("ask", book, QUESTION, *SHORT, "--precompute", "--json").document["precomputed"]
+    assert first["num_computed"] == first["num_passages"] > 5
+    assert (again["num_computed"], again["num_known"]) == (0, first["num_passages"])
+
+
+def test_nothing_relevant_is_said(kvloom: Kvloom, book: Path) -> None:
+    ran = kvloom("ask", book, "Xylophone quasar zeppelin?", *SHORT, "--explain")
+    assert ran.code == 0
+    assert "nothing relevant found in book.md~" in ran.out
+    assert "no passage was chosen" in ran.out
+
+
+def test_a_book_that_is_not_there_says_to_quote_the_question(kvloom: Kvloom, files: list[Path]) -> None:
+    ran = kvloom("ask", "what", "is", "this?")
+    assert ran.code == 1
+    assert "put a question in quotes" in ran.err
+
+
+def test_books_without_text_are_refused_with_the_reason(kvloom: Kvloom, files: list[Path], tmp_path: Path) -> None:
+    binary = tmp_path / "x.bin"
+    binary.write_bytes(b"\x00\x01" * 500)
+    ran = kvloom("ask", binary, "what?")
+    assert ran.code == 1
+    assert "there is no text in" in ran.err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "is an empty folder" in kvloom("ask", empty, "what?").err
+
+
+def test_options_about_books_want_one(kvloom: Kvloom, files: list[Path]) -> None:
+    ran = kvloom("ask", "-f", files[0], "--explain", "what?")
+    assert ran.code == 1
+    assert "name one before the question" in ran.err
+
+
+def test_load_of_a_long_file_looks_it_up_and_recall_switches_that(kvloom: Kvloom, book: Path) -> None:
+    script = f"/load {book.name}\n{QUESTION}\n/recall off\n{QUESTION}\n/recall on\n{QUESTION}\n/load a.py\n"
+    loaded, first, off, without, on, again, small = results(kvloom("chat", "--session", "talk", "--json", stdin=script))
+    assert loaded["loaded"] == []
+    assert loaded["libraries"][0]["updated"]["num_added"] == 1
+    assert first["sources"][0]["document"] == "book.md"
+    assert (off["recall"], on["recall"]) == (False, True)
+    assert without["sources"] == []
+    assert again["sources"][0]["chunk"] == first["sources"][0]["chunk"]
+    assert small["loaded"][0]["name"] == "a.py", "what is short is read whole"
+
+
+def test_a_chat_shows_sources_under_the_reply_and_remembers_its_library(kvloom: Kvloom, book: Path) -> None:
+    words = ("chat", "--session", "talk")
+    ran = kvloom(*words, stdin=f"/load {book.name}\n")
+    assert "is looked up passage by passage" in ran.out
+    assert "/recall off stops that" in ran.out
+    assert "sources: book.md:" in kvloom(*words, stdin=f"{QUESTION}\n").out
+
+
+def test_recall_of_a_ledger_line_works_as_ever(kvloom: Kvloom, files: list[Path]) -> None:
+    script = "/load a.py\n/clear\n/recall a.py\n"
+    _, _, back = results(kvloom("chat", "--json", stdin=script))
+    assert back["refs"] == ["a.py"]
+
+
+def test_a_person_is_asked_whether_a_file_that_would_just_fit_is_read_whole(chat: Chat, tmp_path: Path) -> None:
+    near, far, small = (tmp_path / name for name in ("near.txt", "far.txt", "small.txt"))
+    window = chat.session.window
+    for path, share in ((near, 0.7), (far, 2.0), (small, 0.2)):
+        path.write_text("word " * int(share * window * BYTES_PER_TOKEN / 5))
+    asked: list[str] = []
+
+    def refuse(question: str) -> bool:
+        asked.append(question)
+        return False
+
+    assert wants_library(chat, near), "nobody is there to ask"
+    chat.confirm = refuse
+    assert not wants_library(chat, near)
+    assert "Look it up passage by passage" in asked[0]
+    assert wants_library(chat, far), "it cannot be read whole"
+    assert not wants_library(chat, small)
+    assert wants_library(chat, tmp_path)
+    assert len(asked) == 1

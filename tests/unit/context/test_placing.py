@@ -1,0 +1,129 @@
+"""Passages in a manifest: what stays does not move, what is new fills holes, nothing of an earlier question is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvloom.context.manifest import Manifest, SlotKind, Tokens
+from kvloom.context.placing import Passage, standing, with_passages
+from kvloom.types import ChunkId, Fidelity
+
+
+def tokens(number: int, count: int) -> Tokens:
+    return Tokens(tuple(1000 * number + at for at in range(count)))
+
+
+def passage(number: int, count: int) -> Passage:
+    return Passage(ChunkId(f"{number:064x}"), f"book.md:{number}", (tokens(number, count),))
+
+
+def own(number: int) -> ChunkId:
+    return ChunkId(f"{900 + number:064x}")
+
+
+def session(fidelity: Fidelity = Fidelity.SPLICE, num_own: int = 1) -> Manifest:
+    manifest = Manifest(fidelity=fidelity, libraries=("books",)).with_head(tokens(99, 20), "Answer.")
+    for number in range(num_own):
+        manifest = manifest.with_chunk(own(number), f"own{number}", [tokens(900 + number, 30 + number)])
+    return manifest
+
+
+def asked(manifest: Manifest, passages: Sequence[Passage], turn: int) -> Manifest:
+    manifest = with_passages(manifest, passages)
+    return manifest.with_turn(tokens(500 + turn, 25), f"turn{turn}")
+
+
+def places(manifest: Manifest) -> dict[str, int]:
+    return {f"{slot.ref}/{slot.part}": slot.position for slot in manifest.slots}
+
+
+questions = st.lists(st.dictionaries(st.integers(1, 12), st.just(None), max_size=5).map(list), min_size=1, max_size=6)
+
+
+@given(questions, st.sampled_from(list(Fidelity)), st.integers(0, 3), st.integers(0, 7))
+def test_each_question_has_its_passages_and_no_others(
+    wanted: list[list[int]], fidelity: Fidelity, num_own: int, seed: int
+) -> None:
+    manifest = session(fidelity, num_own)
+    for turn, numbers in enumerate(wanted):
+        passages = [passage(number, 10 + (number * 37 + seed * 11) % 90) for number in numbers]
+        before = manifest
+        manifest = with_passages(manifest, passages)
+        assert set(standing(manifest)) == {one.ref for one in passages}
+        assert set(manifest.active_chunk_ids) == {*(own(n) for n in range(num_own)), *(one.ref for one in passages)}
+        assert all(one.stop <= other.position for one, other in pairwise(manifest.active))
+        if fidelity is Fidelity.SPLICE:
+            stayed = [ref for ref in places(before) if ref in places(manifest) and not ref.startswith("turn")]
+            assert {ref: places(before)[ref] for ref in stayed} == {ref: places(manifest)[ref] for ref in stayed}
+        else:
+            assert not manifest.num_hole_tokens
+        assert [slot.ref for slot in manifest.turns] == [f"turn{number}" for number in range(turn)]
+        assert Manifest.decode(manifest.encode(), _loader(manifest)) == manifest
+        manifest = manifest.with_turn(tokens(500 + turn, 25), f"turn{turn}")
+
+
+def _loader(manifest: Manifest) -> Callable[[str], tuple[int, ...]]:
+    runs = {run.digest: run.ids for run in manifest.tokens_by_digest()}
+    return runs.__getitem__
+
+
+def test_a_passage_of_the_same_size_takes_the_hole_and_no_turn_moves() -> None:
+    first = asked(session(), [passage(1, 50), passage(2, 60)], 0)
+    second = with_passages(first, [passage(2, 60), passage(3, 50)])
+    assert places(second)[f"{passage(3, 50).ref}/0"] == places(first)[f"{passage(1, 50).ref}/0"]
+    assert places(second)["turn0/0"] == places(first)["turn0/0"]
+    assert second.span == first.span
+
+
+def test_the_smallest_hole_that_holds_it_is_taken() -> None:
+    first = asked(session(), [passage(1, 80), passage(2, 60), passage(3, 40), passage(4, 10)], 0)
+    second = with_passages(first, [passage(2, 60), passage(4, 10), passage(5, 35)])
+    assert places(second)[f"{passage(5, 35).ref}/0"] == places(first)[f"{passage(3, 40).ref}/0"]
+
+
+def test_what_fits_in_no_hole_moves_the_turns_and_nothing_else() -> None:
+    first = asked(session(), [passage(1, 20)], 0)
+    second = with_passages(first, [passage(2, 70)])
+    assert places(second)["turn0/0"] > places(first)["turn0/0"]
+    assert places(second)[f"{own(0)}/0"] == places(first)[f"{own(0)}/0"]
+
+
+def test_a_turn_behind_passages_carries_no_trace_that_a_person_has_to_clear_and_a_purge_still_finds_it() -> None:
+    manifest = with_passages(asked(session(), [passage(1, 20)], 0), [])
+    turn = manifest.turns[0]
+    assert passage(1, 20).ref in turn.seen
+    assert manifest.traces(turn) == ()
+
+
+def test_a_passage_that_somebody_made_his_own_stays() -> None:
+    manifest = asked(session(), [passage(1, 20), passage(2, 20)], 0)
+    kept = manifest.owned({passage(1, 20).ref})
+    assert passage(1, 20).ref in with_passages(kept, []).active_chunk_ids
+    pinned = manifest.with_pin(passage(2, 20).ref, True)
+    assert passage(2, 20).ref in with_passages(pinned, []).active_chunk_ids
+    assert passage(1, 20).ref not in with_passages(pinned, []).chunk_ids
+
+
+def test_the_ledger_never_hears_of_passages() -> None:
+    manifest = with_passages(session(), [passage(1, 20)])
+    named = {one.ref for one in Manifest.named(manifest.encode())}
+    assert named == {own(0)}
+
+
+def test_nothing_changes_where_nothing_is_wanted() -> None:
+    manifest = session()
+    assert with_passages(manifest, []) is manifest
+    assert all(slot.kind is not SlotKind.TURN for slot in manifest.slots)
+
+
+def test_what_turns_have_seen_is_written_once() -> None:
+    manifest = session(num_own=0)
+    for turn in range(40):
+        manifest = asked(manifest, [passage(10 * turn + number, 5) for number in range(4)], turn)
+    # 160 ids of 64 characters, and their numbers in 40 turns; ids alone would be some 200 kB.
+    assert len(manifest.encode()) < 60_000
+    assert Manifest.decode(manifest.encode(), _loader(manifest)) == manifest
