@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,8 @@ from tests.tiny_gguf import TinyModel, write_tiny
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCppEngine]:
     file = write_tiny(tmp_path_factory.mktemp("bare") / "tiny.gguf", TinyModel(arch="qwen2", head_dim=32))
-    opened = LlamaCppEngine(LoadSettings(file, num_cells=512, max_sequences=2, num_threads=1), ModelFingerprint("cd" * 32))
+    settings = LoadSettings(file, num_cells=512, max_sequences=2, num_threads=1)
+    opened = LlamaCppEngine(settings, ModelFingerprint("cd" * 32))
     yield opened
     opened.close()
 
