@@ -12,8 +12,8 @@ from tests.unit.server.storm import Rest, Seen, check_log, running, storm
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 STORM_S = 30.0
 NUM_CLIENTS = 8
-WARM_SHARE = 0.25
-"""Of all storms: tiers fill, pools of threads and memory grow to what they need."""
+WARM_SHARE = 0.5
+"""Of all storms: tiers and caches fill (they are bounded), pools of threads and memory grow to what they need."""
 MAX_SPREAD = 0.05
 
 
