@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from kvloom.model.pull import ensure_model
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# A shell that starts a command in the background has it ignore Ctrl-C, and its children with it; many tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FETCH_LINE_EVERY_S = 10.0
 
