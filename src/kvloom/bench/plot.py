@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvloom.bench import explore_picture
 from kvloom.errors import UsageError
 
 if TYPE_CHECKING:
@@ -244,4 +245,5 @@ PICTURES: Mapping[str, Picture] = {
     "codecs": _codecs,
     "ask": _speedups,
     "retrieval": _speedups,
+    "explore": explore_picture.draw,
 }

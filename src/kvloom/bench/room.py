@@ -7,19 +7,28 @@ and its probe only.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvloom.bench.documents import documents
-from kvloom.bench.facts import Fact, facts
+from kvloom.bench.facts import facts as planted_facts
+from kvloom.bench.remembering import (
+    ENDLESS,
+    ENDLESS_QUICK,
+    POLICIES,
+    EndlessSize,
+    endless_row,
+    facts_loom,
+    facts_rows,
+)
 from kvloom.bench.report import Report, Row, compare
 from kvloom.bench.setting import SYSTEM, Request, open_loom, own_home, settings_for, setup_of
 from kvloom.bench.teller import Teller
+from kvloom.errors import UsageError
 from kvloom.session.probe import Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kvloom.session.loom import Loom
@@ -29,11 +38,10 @@ RESTORE_TARGET, QUESTION_TARGET = 80.0, 40.0
 COMPRESSION_TARGET = 1 / 0.15
 """The first token after a compression takes at most 15 % of a full prefill of the new prompt."""
 RESIZE_LIMIT_S = 0.5
-RECALL_TARGET = 0.9
 TAIL_TOKENS = 5
-POLICIES = ("adaptive", "fifo", "sliding_window", "keep_first", "clear")
-COMPRESSED = ("adaptive",)
-"""Policies that are measured with compression; the others without, as what they are on their own."""
+ENDLESS_CASE = "endless"
+DEFAULT_CASES = ("restore", "compression", "resize", "facts")
+CASES = (*DEFAULT_CASES, ENDLESS_CASE)
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,19 @@ class Size:
     facts_window: int
     repeats: int
     policies: tuple[str, ...]
+    endless: EndlessSize
+
+    def num_steps(self, case: str) -> int:
+        """What a case tells of."""
+        return {"restore": 3, "facts": 1 + len(self.policies), ENDLESS_CASE: 3}.get(case, 1)
+
+    def document(self) -> dict[str, object]:
+        """As the report's set-up shows it."""
+        return {"repeats": self.repeats, "facts": self.num_facts, "facts_window": self.facts_window}
 
 
-FULL = Size(10240, 10, 768, 40, 1024, 3, POLICIES)
-QUICK = Size(2048, 4, 256, 6, 512, 1, ("adaptive",))
+FULL = Size(10240, 10, 768, 40, 1024, 3, POLICIES, ENDLESS)
+QUICK = Size(2048, 4, 256, 6, 512, 1, ("adaptive",), ENDLESS_QUICK)
 
 
 def cold_s(session: Session, ids: list[int], question: list[int]) -> float:
@@ -96,7 +113,7 @@ def compression_row(loom: Loom, tell: Teller) -> Row:
     with loom.session(system=SYSTEM) as session:
         number = 0
         while session.usage().used < session.window // 2:
-            fact = facts(number + 1)[number]
+            fact = planted_facts(number + 1)[number]
             session.generate(f"Please remember: {fact.text}", max_tokens=48, temperature=0.0)
             number += 1
         done = session.compress("hybrid")
@@ -138,100 +155,87 @@ def resize_row(loom: Loom, repeats: int, tell: Teller) -> Row:
         return compare("resize-up-and-down", session.fidelity.value, seconds, ("limit", [RESIZE_LIMIT_S]), 1.0, extra)
 
 
-@dataclass(frozen=True)
-class Recall:
-    """How many of the planted facts were answered right."""
-
-    policy: str
-    num_right: int
-    num_plain: int
-    num_compressions: int
-    seconds: float
+def chosen(cases: str | None) -> tuple[str, ...]:
+    """These cases (with commas between them), the default run's where none is named. Raises UsageError with what there
+    is."""
+    names = [name.strip() for name in cases.split(",")] if cases is not None else list(DEFAULT_CASES)
+    if unknown := [name for name in names if name not in CASES]:
+        raise UsageError(f"there is no case {unknown[0]!r}; choose of {', '.join(CASES)}")
+    return tuple(name for name in CASES if name in names)
 
 
-def recall_of(loom: Loom, policy: str, planted: list[Fact], num_plain: int, tell: Teller) -> Recall:
-    """Plant every fact in a turn of its own, then ask for each; every question is taken back."""
-    began = time.perf_counter()
-    with loom.session(system="You are a helpful assistant. Answer briefly.") as session:
-        session.policy = policy
-        for fact in planted:
-            session.generate(f"Please remember: {fact.text}", max_tokens=32, temperature=0.0)
-            session.wait_for_compression()
-        head = session.snapshot("planted")
-        compressions = sum(record.op.startswith("compress") for record in loom.log.manifests(session.id))
-        right = 0
-        for fact in planted:
-            right += fact.is_in(session.generate(fact.question, max_tokens=32, temperature=0.0).text)
-            session.restore(head.id)
-        found = Recall(policy, right, num_plain, compressions, time.perf_counter() - began)
-        tell.step(
-            f"{policy}: {right} of {len(planted)} facts ({num_plain} in plain sight), {compressions} compressions"
-        )
-        return found
+def run(
+    request: Request,
+    cases: str | None = None,
+    facts: int | None = None,
+    turns: int | None = None,
+    window: int | None = None,
+) -> Report:
+    """Run the benchmark, or of it only the `cases` named. About 20 minutes on 2 cores with the default model, most of
+    it the facts.
 
-
-def plain_recall(loom: Loom, planted: list[Fact]) -> int:
-    """What the model answers with the one fact in plain sight: no policy can do better."""
-    right = 0
-    for fact in planted:
-        with loom.session(system="You are a helpful assistant. Answer briefly.") as session:
-            session.generate(f"Please remember: {fact.text}", max_tokens=32, temperature=0.0)
-            right += fact.is_in(session.generate(fact.question, max_tokens=32, temperature=0.0).text)
-    return right
-
-
-def facts_rows(request: Request, home: Path, size: Size, tell: Teller) -> list[Row]:
-    planted, rows = facts(size.num_facts), []
-    with _facts_loom(request, home, size, is_compressing=False) as loom:
-        plain = plain_recall(loom, planted)
-        tell.step(f"in plain sight: {plain} of {len(planted)}")
-    for policy in size.policies:
-        with _facts_loom(request, home, size, is_compressing=policy in COMPRESSED) as loom:
-            found = recall_of(loom, policy, planted, plain, tell)
-        share = found.num_right / max(1, plain)
-        extra = {
-            "right": found.num_right,
-            "plain": plain,
-            "planted": len(planted),
-            "compressions": found.num_compressions,
-            "recall": share,
-        }
-        target = RECALL_TARGET if policy == "adaptive" else None
-        rows.append(Row(f"facts-{policy}", "splice", found.seconds, "plain sight", None, share, target, extra))
-    return rows
-
-
-@contextmanager
-def _facts_loom(request: Request, home: Path, size: Size, *, is_compressing: bool) -> Iterator[Loom]:
-    compression = {"enabled": is_compressing}
-    settings = settings_for(
-        request, context=size.facts_window, reserve_tokens=128, compression=compression, guard={"enabled": False}
-    )
-    with open_loom(settings, home) as loom:
-        yield loom
-
-
-def run(request: Request) -> Report:
-    """Run the benchmark. About 20 minutes on 2 cores with the default model, most of it the facts."""
+    `facts`, `turns`, `window`: the size of the case `endless`, which takes as long again and is only run where it is
+    named.
+    """
+    wanted = chosen(cases)
+    asked_sizes = {"facts": facts, "turns": turns, "window": window}
+    if ENDLESS_CASE not in wanted and any(value is not None for value in asked_sizes.values()):
+        raise UsageError("--facts, --turns and --window are the size of the case endless: add --cases endless")
     size = QUICK if request.quick else FULL
-    repeats = request.repeats or size.repeats
-    size = replace(size, repeats=repeats)
-    tell = request.teller("room", 6 + len(size.policies))
+    size = replace(size, repeats=request.repeats or size.repeats, endless=size.endless.but(facts, turns, window))
+    tell = request.teller("room", sum(size.num_steps(case) for case in wanted))
     with own_home() as home:
-        with open_loom(settings_for(request, context=size.context), home, tell) as loom:
-            setup = setup_of(loom, {"repeats": repeats, "facts": size.num_facts, "facts_window": size.facts_window})
-            rows = restore_rows(loom, size, repeats, tell)
-        with open_loom(settings_for(request, context=size.context // 2), home, tell) as loom:
-            rows += [compression_row(loom, tell), resize_row(loom, repeats, tell)]
-        rows += facts_rows(request, home, size, tell)
-    setup |= request.closing("room")
-    return Report("room", setup, tuple(rows), columns=("right", "plain", "compressions", "recall"), notes=NOTES)
+        setup, rows = _measured(request, home, size, wanted, tell)
+    left_out = [case for case in CASES if case not in wanted]
+    setup |= {"left_out": left_out, **request.closing("room", cases=cases, **asked_sizes)}
+    missing = (f"left out of this run: {', '.join(left_out)}.",) if left_out else ()
+    return Report("room", setup, tuple(rows), columns=COLUMNS, notes=(*missing, *NOTES))
 
 
+def _measured(
+    request: Request, home: Path, size: Size, wanted: Sequence[str], tell: Teller
+) -> tuple[dict[str, object], list[Row]]:
+    """The report's set-up and the rows of these cases."""
+    setup: dict[str, object] = {}
+    rows: list[Row] = []
+    on_a_loom: tuple[tuple[int, dict[str, Callable[[Loom], list[Row]]]], ...] = (
+        (size.context, {"restore": lambda loom: restore_rows(loom, size, size.repeats, tell)}),
+        (
+            size.context // 2,
+            {
+                "compression": lambda loom: [compression_row(loom, tell)],
+                "resize": lambda loom: [resize_row(loom, size.repeats, tell)],
+            },
+        ),
+    )
+    for context, measures in on_a_loom:
+        measured = [measure for case, measure in measures.items() if case in wanted]
+        if not measured:
+            continue
+        with open_loom(settings_for(request, context=context), home, tell) as loom:
+            setup = setup or setup_of(loom, size.document())
+            for measure in measured:
+                rows += measure(loom)
+    if not setup:
+        with facts_loom(request, home, size.facts_window, is_compressing=False) as loom:
+            setup = setup_of(loom, size.document())
+    if "facts" in wanted:
+        rows += facts_rows(request, home, (size.num_facts, size.facts_window), size.policies, tell)
+    if ENDLESS_CASE in wanted:
+        with facts_loom(request, home, size.endless.window, is_compressing=True) as loom:
+            rows.append(endless_row(loom, size.endless, tell))
+    return setup, rows
+
+
+COLUMNS = ("right", "plain", "recall", "recall_low", "recall_high", "out", "left", "came_back", "compressions")
 NOTES = (
     "restore: from before restore() to the logits behind the tail; the context was cleared before, the KV is in RAM.",
     "after-compression: the first token behind compress(); the peer is a full prefill of the compressed prompt.",
     "resize: up fourfold, woven, down, woven; the peer's column is the limit of 0.5 s.",
     "facts: each in a turn of its own, then asked for one by one; speedup is the share of what the model answers with "
     "the fact in plain sight. adaptive compresses, the others are measured without compression.",
+    "endless: facts and small talk by turns in a conversation of many windows, then the facts asked for one by one. "
+    "speedup (recall) is the share of the facts answered in plain sight that is answered here too, with Wilson's 95 % "
+    "interval; out: facts whose turns had left the window by then; came back: turns, while talking and for the "
+    "questions.",
 )

@@ -1,4 +1,4 @@
-"""How sources of a reply, and what an update of a library did, are shown. Knows the façade's values only."""
+"""How libraries, sources of a reply, and what an update of a library did, are shown. Knows the façade's values only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
+from kvloom.cli.registry import did_you_mean
+from kvloom.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
-    from kvloom.session.libraries import Updated
+    from kvloom.session.home_libraries import ListedLibrary
+    from kvloom.session.libraries import DocumentInfo, Found, LibraryInfo, Updated
     from kvloom.session.values import Source
 
 MAX_SKIPPED = 10
@@ -69,3 +73,87 @@ def updated_lines(name: str, updated: Updated) -> list[str]:
     if not updated.is_complete:
         lines.append(f"{name} is not complete: adding the same files again goes on from here")
     return lines
+
+
+def known_library(name: str, names: Sequence[str]) -> str:
+    """The name, where a library has it. Raises UsageError with the nearest names."""
+    if name in names:
+        return name
+    there_are = f"there are {len(names)}" if len(names) != 1 else "there is one"
+    rest = f"`kvloom libraries list` shows them: {there_are}" if names else "this home has none yet"
+    raise UsageError(f"there is no library {amounts.printable(name)!r}{did_you_mean(name, names)}; {rest}")
+
+
+def libraries_table(libraries: Sequence[ListedLibrary]) -> RenderableType:
+    """The libraries of a home; what is wrong with some stands below."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if not libraries:
+        return "no libraries yet: `kvloom libraries add NAME FILE` makes one, `kvloom ask FILE QUESTION` makes its own"
+    table = _table(("name", "made by"), ("documents", "passages", "size"))
+    for one in libraries:
+        counts = ("?", "?") if one.fault else (amounts.tokens(one.num_documents), amounts.tokens(one.num_passages))
+        made_by = "ask" if one.is_adhoc else "name"
+        table.add_row(Text(amounts.printable(one.name)), made_by, *counts, amounts.size(one.size_bytes))
+    faults = [Text(amounts.printable(f"{one.name}: {one.fault}")) for one in libraries if one.fault]
+    return Group(table, *faults)
+
+
+def library_view(info: LibraryInfo, documents: Sequence[DocumentInfo], roots: Sequence[str]) -> RenderableType:
+    """One library and its documents."""
+    from rich.console import Group
+    from rich.text import Text
+
+    made_by = ", made by ask" if info.is_adhoc else ""
+    head = (
+        f"{info.name}{made_by}: {amounts.tokens(info.num_documents)} documents, "
+        f"{amounts.tokens(info.num_passages)} passages, {amounts.size(info.size_bytes)}"
+    )
+    lines = [head, f"reads: {', '.join(roots)}" if roots else "reads no file: its documents were handed over"]
+    table = _table(("document", "kind"), ("size", "passages"), ("note",))
+    for one in documents:
+        table.add_row(
+            Text(amounts.printable(one.name)),
+            one.kind.value,
+            amounts.size(one.size_bytes),
+            amounts.tokens(one.num_passages),
+            Text(amounts.printable(one.note)),
+        )
+    return Group(Text(amounts.printable("\n".join(lines))), *([table] if documents else []))
+
+
+def found_view(found: Sequence[Found], *, with_text: bool) -> RenderableType:
+    """Passages that were found, the best first."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if not found:
+        return "nothing found: no passage has a word of the question"
+    if with_text:
+        shown = [f"{one.label}  {one.score:.2f}  {' '.join(one.words)}\n{one.text.strip()}\n" for one in found]
+        return Group(*(Text(amounts.printable(text)) for text in shown))
+    table = _table(("passage",), ("score", "coverage"), ("words", "heading"))
+    for one in found:
+        table.add_row(
+            Text(amounts.printable(one.label)),
+            f"{one.score:.2f}",
+            f"{one.coverage:.0%}",
+            Text(amounts.printable(" ".join(one.words))),
+            Text(amounts.printable(one.heading)),
+        )
+    return table
+
+
+def _table(left: Sequence[str], right: Sequence[str], last: Sequence[str] = ()) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in left:
+        table.add_column(title, overflow="fold")
+    for title in right:
+        table.add_column(title, justify="right")
+    for title in last:
+        table.add_column(title, overflow="fold")
+    return table

@@ -24,6 +24,7 @@ from kvloom.cli.commands import (
     demo,
     fit,
     keys,
+    libraries,
     memory,
     models,
     serve,
@@ -54,6 +55,7 @@ app = typer.Typer(
 for module in (chat, ask, demo, summarize, window, truncate, models, fit, memory, checkup, serve, batch):
     module.register(app)
 app.add_typer(chunks.app, name="chunks")
+app.add_typer(libraries.app, name="libraries")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(context.app, name="context")
 app.add_typer(keys.app, name="keys")

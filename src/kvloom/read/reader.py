@@ -50,6 +50,11 @@ def extract(data: bytes, name: str, limits: ReadLimits | None = None) -> Extract
     return _reader(suffix, data)(data, name, limits)
 
 
+def is_plain(data: bytes, name: str) -> bool:
+    """Whether bytes of this name are read as they are, by no parser."""
+    return _reader(PurePath(name).suffix.lower(), data) is _plain
+
+
 def extract_plain(data: bytes, name: str, limits: ReadLimits | None = None) -> Extract:
     """The same for bytes that are the text itself, whatever the name says. Raises ContentError."""
     limits = limits or ReadLimits()

@@ -22,6 +22,7 @@ from kvloom.errors import KvloomError
 from kvloom.server.auth import AuthMiddleware, KeyCheck, NoKeys, NoQuota, Quota
 from kvloom.server.backend import Backend
 from kvloom.server.errors import ApiError, to_api_error, validation_error
+from kvloom.server.library_use import LibraryUse
 from kvloom.server.limits import LimitMiddleware
 from kvloom.server.logs import RequestLogMiddleware, log_failure, notes_of
 from kvloom.server.measured import MeasureMiddleware
@@ -31,6 +32,8 @@ from kvloom.server.routes import (
     embeddings,
     health,
     kvloom_chunks,
+    kvloom_libraries,
+    kvloom_lookups,
     kvloom_profiles,
     kvloom_sessions,
     kvloom_states,
@@ -50,7 +53,15 @@ _PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input", "/v1/embeddin
 """What a prompt is called that does not fit; elsewhere it is `messages`."""
 
 _ROUTES = (completions, chat, responses, embeddings, models, tokens, metrics)
-_KVLOOM_ROUTES = (kvloom_chunks, kvloom_sessions, kvloom_turns, kvloom_states, kvloom_profiles)
+_KVLOOM_ROUTES = (
+    kvloom_chunks,
+    kvloom_libraries,
+    kvloom_lookups,
+    kvloom_sessions,
+    kvloom_turns,
+    kvloom_states,
+    kvloom_profiles,
+)
 
 DESCRIPTION = """OpenAI's API over local models. Parameters that are not supported are refused by name.
 
@@ -77,6 +88,7 @@ def create_app(
     )
     app.state.service = service
     app.state.open_sessions = OpenSessions(backend, settings.session_idle_s)
+    app.state.library_use = LibraryUse()
     service.metrics.watch(service.admission, backend)
     service.before_close.append(app.state.open_sessions.close)
     bearer = Security(HTTPBearer(auto_error=False, description="a key of `kvloom keys add`; none without keys"))

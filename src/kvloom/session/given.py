@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from kvloom.errors import ContentError, UsageError
 from kvloom.index import DocumentInfo
 from kvloom.read import Document, Extract, ReadLimits, extract, extract_plain
+from kvloom.read.apart import extract_apart
 
 MAX_NAME_CHARS = 256
 """Of a document's name: it is shown in every source of a reply."""
@@ -33,12 +34,21 @@ def given_texts(texts: Mapping[str, str], limits: ReadLimits | None) -> list[Doc
     return found
 
 
-def given_bytes(contents: Mapping[str, bytes], limits: ReadLimits | None) -> list[Document]:
-    """Files' bytes by name, read as a file of that name would be. Raises UsageError, ContentError."""
+def given_bytes(
+    contents: Mapping[str, bytes], limits: ReadLimits | None, apart_s: float | None, is_cancelled: Callable[[], bool]
+) -> list[Document]:
+    """Files' bytes by name, read as a file of that name would be. `apart_s`: see `Library.add_bytes`.
+
+    Raises UsageError, ContentError, and CancelledError where a process of its own was cancelled.
+    """
     found = []
     for name, data in contents.items():
         _check_name(name)
-        found.append(_document(name, data, extract(data, name, limits)))
+        if apart_s is None:
+            taken = extract(data, name, limits)
+        else:
+            taken = extract_apart(data, name, limits or ReadLimits(), apart_s, is_cancelled)
+        found.append(_document(name, data, taken))
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,11 @@ __all__ = [
     "Library",
     "LibraryInfo",
     "ReadLimits",
+    "StoredLibrary",
     "Updated",
     "adhoc_name",
     "file_of",
+    "is_adhoc",
     "is_given",
     "names_in",
 ]
@@ -45,6 +48,7 @@ MAX_NAME_BYTES = 180
 """Of a library's name as a file's: file systems take 255, and the database has files of its own beside it."""
 ADHOC = "~"
 """Between the first file's name and the digest in the name of a library that a question made by itself."""
+ADHOC_DIGITS = 10
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -81,11 +85,11 @@ class Hit:
         return self.found.first_line, self.found.last_line
 
 
-class Library:
-    """Documents under a name, in one file of the home. Safe for several threads and processes, as its index is."""
+class StoredLibrary:
+    """Documents under a name, in one file of the home, for which no model is needed. Safe for several threads and
+    processes, as its index is."""
 
-    def __init__(self, loom: Loom, name: str, file: Path) -> None:
-        self._loom = loom
+    def __init__(self, name: str, file: Path) -> None:
         self.name = name
         self._index = LibraryIndex.open(file)
 
@@ -137,9 +141,14 @@ class Library:
         is_cancelled: Callable[[], bool] = lambda: False,
         *,
         limits: ReadLimits | None = None,
+        apart_s: float | None = None,
     ) -> Updated:
-        """`add_texts` for the bytes of files that lie elsewhere: PDF, HTML and text, told by name and content."""
-        return self._add_given(given_bytes(contents, limits), is_cancelled)
+        """`add_texts` for the bytes of files that lie elsewhere: PDF, HTML and text, told by name and content.
+
+        `apart_s`: a stranger's PDF and HTML are read in a process of their own, each at most so long; then this raises
+        CancelledError where it is cancelled meanwhile.
+        """
+        return self._add_given(given_bytes(contents, limits, apart_s, is_cancelled), is_cancelled)
 
     def _add_given(self, given: list[Document], is_cancelled: Callable[[], bool]) -> Updated:
         check_free(self.name, given, self._index.documents())
@@ -165,6 +174,10 @@ class Library:
         """By name."""
         return self._index.documents()
 
+    def roots(self) -> Sequence[Path]:
+        """The files and folders that were added: what `refresh` reads."""
+        return self._index.roots()
+
     def search(self, question: str, limit: int = 8) -> list[Found]:
         """The passages that have most to do with the question, the best first; none where they have no word of it."""
         return self._index.search(question, limit)
@@ -181,7 +194,12 @@ class Library:
         return self._index.passages()
 
     def remove(self, document: str) -> None:
-        """A document out of the library; its file is untouched. Raises UsageError with what there is."""
+        """A document out of the library; its file is untouched. Raises UsageError with what there is.
+
+        A file that was added by itself is not read again by `refresh`; one of a folder that was added is.
+        """
+        for path in (one.path for one in self._index.documents() if one.name == document and not is_given(one)):
+            self._index.remove_root(path)
         if not self._index.remove(document):
             few = ", ".join(one.name for one in self._index.documents()[:5]) or "it is empty"
             raise UsageError(f"library {self.name} has no document {document!r}; it has: {few}")
@@ -189,6 +207,22 @@ class Library:
     def forget(self, chunk: ChunkId) -> None:
         """A passage that was purged is not found any more."""
         self._index.forget(chunk)
+
+    def info(self) -> LibraryInfo:
+        index = self._index
+        return LibraryInfo(self.name, index.num_documents, index.num_passages, _size(index.path), is_adhoc(self.name))
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._index.close()
+
+
+class Library(StoredLibrary):
+    """A library of an open loom, which can compute its passages ahead."""
+
+    def __init__(self, loom: Loom, name: str, file: Path) -> None:
+        super().__init__(name, file)
+        self._loom = loom
 
     def precompute(
         self,
@@ -203,14 +237,6 @@ class Library:
         EngineUnsupportedError where the model's KV cannot be placed.
         """
         return precompute(self._loom, list(self._index.passages()), progress, is_cancelled, max_tokens)
-
-    def info(self) -> LibraryInfo:
-        index = self._index
-        return LibraryInfo(self.name, index.num_documents, index.num_passages, _size(index.path), ADHOC in self.name)
-
-    def close(self) -> None:
-        """Idempotent."""
-        self._index.close()
 
 
 def file_of(home: Path, name: str) -> Path:
@@ -230,13 +256,18 @@ def names_in(home: Path) -> list[str]:
     return sorted(unquote(file.name.removesuffix(SUFFIX)) for file in (home / FOLDER).glob(f"*{SUFFIX}"))
 
 
+def is_adhoc(name: str) -> bool:
+    """Whether a question about files made the library by itself."""
+    return re.search(f"{ADHOC}[0-9a-f]{{{ADHOC_DIGITS}}}$", name) is not None
+
+
 def adhoc_name(paths: Sequence[Path]) -> str:
     """The name of the library that belongs to exactly these files, in whatever order and however they are written."""
     places = sorted({os.path.abspath(path.expanduser()) for path in paths})  # noqa: PTH100 - as the index stores them
     digest = hashlib.sha256("\0".join(places).encode(errors="surrogatepass")).hexdigest()
     first = "".join(c if c.isprintable() else "_" for c in Path(places[0]).name) or "root"
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-    return f"{first[:40].strip()}{more}{ADHOC}{digest[:10]}"
+    return f"{first[:40].strip()}{more}{ADHOC}{digest[:ADHOC_DIGITS]}"
 
 
 def _size(file: Path) -> int:

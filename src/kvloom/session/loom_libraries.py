@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 from kvloom.errors import UsageError
 from kvloom.index import LibraryIndex
-from kvloom.session.libraries import FOLDER, Library, LibraryInfo, file_of, names_in
+from kvloom.session.home_libraries import HomeLibraries, ListedLibrary
+from kvloom.session.libraries import FOLDER, Library, file_of, names_in
 from kvloom.types import ChunkId
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class LoomLibraries(ABC):
         """Whether there is one; none is made."""
         return file_of(self.home, name).is_file()
 
-    def libraries(self) -> list[LibraryInfo]:
-        """Those of this home, by name."""
+    def libraries(self) -> list[ListedLibrary]:
+        """Those of this home, ad-hoc ones last; a damaged one is told with its fault."""
         self._check_open()
-        return [self.library(name).info() for name in names_in(self.home)]
+        return HomeLibraries(self.home).libraries()
 
     def delete_library(self, name: str) -> None:
         """A library and its index gone; files, and passages that became chunks, stay. Raises UsageError."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli import amounts
-from kvloom.cli.library_view import MAX_SKIPPED, explanation, updated_lines
+from kvloom.cli.library_view import MAX_SKIPPED, explanation, known_library, updated_lines
 from kvloom.cli.options import LOOM, TALK, Options, num_tokens, takes
 from kvloom.errors import ContentError, UsageError
 
@@ -42,18 +42,28 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
         list[Path] | None,
         typer.Option("--file", "-f", metavar="FILE", help="A file that is read whole; may be repeated."),
     ] = None,
+    library: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--library",
+            "-l",
+            metavar="NAME",
+            help="A library to look the question up in, as it stands (see `kvloom libraries`); may be repeated.",
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     precompute: Annotated[
         bool,
         typer.Option(
-            "--precompute", help="Compute the KV of all passages of the books first; goes on where it stopped."
+            "--precompute",
+            help="Compute the KV of all passages of the books and libraries first; goes on where it stopped.",
         ),
     ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which passages were chosen, why, and what they cost.")
     ] = False,
     depth: Annotated[
-        int | None, typer.Option("--depth", min=1, max=256, metavar="N", help="Most passages of the books to choose.")
+        int | None, typer.Option("--depth", min=1, max=256, metavar="N", help="Most passages to choose.")
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -67,7 +77,8 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
     """Ask one question about files.
 
     Books may be of any length, also folders, PDF and HTML: they are indexed once, and the passages that the question
-    needs are taken out of them. The KV of what was read is stored: the next question about it starts at once.
+    needs are taken out of them, or of a library that stands under a name. The KV of what was read is stored: the next
+    question about it starts at once.
     """
     from kvloom.cli.screen import JsonScreen, TextScreen
 
@@ -75,8 +86,12 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
     text = sys.stdin.read() if question == STANDARD_INPUT else question
     if not text.strip():
         raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
-    if not books and (precompute or explain or depth is not None):
-        raise UsageError("--precompute, --explain and --depth are about books: name one before the question")
+    named = list(dict.fromkeys(library or []))
+    if not (books or named) and (precompute or explain or depth is not None):
+        raise UsageError(
+            "--precompute, --explain and --depth are about books: name one before the question, or a --library"
+        )
+    _check_libraries(options, named)
     output = options.output
     screen: Screen = JsonScreen() if options.json else TextScreen(output, echoes=False)
     with output.progress() as progress, options.open_loom(progress) as loom:
@@ -84,18 +99,20 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
             recall = loom.settings.recall.model_copy(update={"depth": depth})
             loom.settings = loom.settings.model_copy(update={"recall": recall})
         opened = _opened(loom, [Path(book) for book in books], output, progress) if books else None
-        precomputed = opened.precompute(progress) if opened is not None and precompute else None
+        libraries = [*([opened.library] if opened is not None else []), *(loom.library(name) for name in named)]
+        precomputed = _precomputed(libraries, progress) if precompute else None
         session = loom.session(system=system)
         try:
             chunks = [session.load(path) for path in file or []]
-            if opened is not None:
-                session.attach(opened.library)
+            if libraries:
+                session.attach(*libraries)
             reply = _stream(session, text, screen, max_tokens=max_tokens, temperature=temperature, seed=seed)
         finally:
             # One question is no conversation: what stays is the KV of the files.
             loom.delete_session(session.id)
         if options.json:
-            more = {"library": opened.document(), "precomputed": precomputed} if opened is not None else {}
+            more: dict[str, object] = {"library": opened.document()} if opened is not None else {}
+            more |= {"libraries": [one.info() for one in libraries], "precomputed": precomputed} if libraries else {}
             output.emit({**_document(reply, chunks), **more}, "")
         elif explain:
             output.console.print(explanation(reply.sources))
@@ -108,21 +125,41 @@ class _Opened:
     library: Library
     updated: Updated
 
-    def precompute(self, progress: ProgressView) -> Precomputed:
-        from kvloom.cli.chat import Stop, cancel_on_interrupt
+    def document(self) -> dict[str, object]:
+        return {"name": self.library.name, "num_documents": len(self.library.documents()), "updated": self.updated}
 
-        stop = Stop()
+
+def _check_libraries(options: Options, names: list[str]) -> None:
+    """Raises UsageError for a name that no library has, before a model is loaded for it."""
+    from kvloom.session.home_libraries import HomeLibraries
+
+    known = HomeLibraries(options.paths.home).names() if names else []
+    for name in names:
+        known_library(name, known)
+
+
+def _precomputed(libraries: list[Library], progress: ProgressView) -> Precomputed:
+    """All of their passages; the numbers of all together. Raises CancelledError after Ctrl-C."""
+    from kvloom.cli.chat import Stop, cancel_on_interrupt
+    from kvloom.session.precompute import Precomputed
+
+    stop, done = Stop(), Precomputed(0, 0, 0, 0)
+    for library in libraries:
         with cancel_on_interrupt(stop):
-            done = self.library.precompute(progress, stop.is_cancelled)
+            one = library.precompute(progress, stop.is_cancelled)
+        done = Precomputed(
+            done.num_passages + one.num_passages,
+            done.num_computed + one.num_computed,
+            done.num_known + one.num_known,
+            done.computed_tokens + one.computed_tokens,
+            done.is_complete and one.is_complete,
+        )
         stop.check(
             f"stopped: {done.num_known + done.num_computed} of {done.num_passages} passages are computed; the same "
             "command goes on where it stopped"
         )
-        progress.clear()
-        return done
-
-    def document(self) -> dict[str, object]:
-        return {"name": self.library.name, "num_documents": len(self.library.documents()), "updated": self.updated}
+    progress.clear()
+    return done
 
 
 def _opened(loom: Loom, books: list[Path], output: Output, progress: ProgressView) -> _Opened:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kvloom.cli.options import JSON_ONLY, Options, takes
+from kvloom.cli.options import JSON_ONLY, Options, num_tokens, takes
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Small and soon done: shows that it runs, proves nothing.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads of both sides.")]
@@ -57,12 +57,26 @@ def switch(options: BenchOptions, cases: CasesOption = None, fidelity: OnlyFidel
 
 @app.command("room")
 @takes(BENCH, BenchOptions)
-def room(options: BenchOptions) -> None:
+def room(
+    options: BenchOptions,
+    cases: CasesOption = None,
+    facts: Annotated[
+        int | None, typer.Option("--facts", min=1, metavar="N", help="endless: facts that are planted.")
+    ] = None,
+    turns: Annotated[
+        int | None, typer.Option("--turns", min=1, metavar="N", help="endless: turns of the conversation.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", metavar="TOKENS", parser=num_tokens(1), help="endless: the window it outgrows."),
+    ] = None,
+) -> None:
     """Restore, compress, resize, and remember.
 
-    Against a full prefill of the same tokens; planted facts by policy.
+    Against a full prefill of the same tokens; planted facts by policy. The case endless, a conversation of many
+    windows, is only run where --cases names it.
     """
-    run_bench("room", options)
+    run_bench("room", options, cases=cases, facts=facts, turns=turns, window=window)
 
 
 @app.command("snapshots")
@@ -155,6 +169,16 @@ def ask(
     The same passages as stored KV and pasted into llama.cpp's server: first token, answers, disk; --repeats questions.
     """
     run_bench("ask", options, depth=depth)
+
+
+@app.command("explore")
+@takes(BENCH, BenchOptions)
+def explore(options: BenchOptions, cases: CasesOption = None) -> None:
+    """Try out context sizes, strategies, windows and retrieval depths.
+
+    Memory, speed and what is still answered, in tables; --cases takes some of context, strategies, windows and depth.
+    """
+    run_bench("explore", options, cases=cases)
 
 
 @app.command("plot")

@@ -1,9 +1,10 @@
-"""`kvloom demo`: runs the demo in a home of its own and shows its table. Knows the demo's report, not its steps."""
+"""`kvloom demo`: runs the demo, or one of the demonstrations, in a home of its own. Knows reports, not their steps."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvloom.cli import amounts
+from kvloom.cli.demos import DemoName, Stage, find
 from kvloom.cli.options import LOOM, Options, takes
 from kvloom.errors import UsageError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kvloom.cli.demo import DemoReport, DemoRow
+    from kvloom.cli.output import ProgressView
 
 MIN_FILES = 2
 """One file cannot be reordered."""
@@ -28,6 +31,9 @@ CONTEXT_TOKENS = 8192
 @takes(LOOM)
 def demo(
     options: Options,
+    name: Annotated[
+        DemoName | None, typer.Argument(metavar="window|truncate|slide|kv", help="One demonstration, not the demo.")
+    ] = None,
     file: Annotated[
         list[Path] | None, typer.Option("--file", "-f", metavar="FILE", help="Use these files; may be repeated.")
     ] = None,
@@ -37,26 +43,50 @@ def demo(
     It loads files as chunks, chats, switches one off and on, reorders, restarts, and shows what was reused and what a
     full prefill costs. It uses a temporary home unless --home is given, and files of Python's standard library unless
     --file is.
+
+    By name, a picture of one thing: window (what is seen of a text when the window is full), truncate (what each cut
+    keeps), slide (windows that overlap over a text), kv (what is computed, reused, rotated, switched off).
     """
+    if name is not None and file:
+        raise UsageError(f"the demonstration {name.value} brings its own text; leave out --file, or the name")
+    with contextlib.ExitStack() as stack:
+        if options.home is None or name is not None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvloom-demo-"))
+            options = replace(options, home=Path(folder))
+        if name is None:
+            _main_job(options, file)
+        else:
+            _demonstration(options, name)
+
+
+def _main_job(options: Options, file: list[Path] | None) -> None:
     from kvloom.cli.demo import Demo, sample_files
 
     files = file or sample_files()
     if len(files) < MIN_FILES:
         raise UsageError(f"the demo reorders files and needs {MIN_FILES} at least, got {len(files)}")
+    options = replace(options, context=options.context or CONTEXT_TOKENS)
+    with options.output.progress() as progress:
+        report = Demo(lambda: options.open_loom(progress), files, _teller(options, progress), progress).run()
+    options.output.emit(report, lambda: report_view(report))
+
+
+def _demonstration(options: Options, name: DemoName) -> None:
+    chosen = find(name)
+    options = replace(options, context=options.context or chosen.context)
+    with options.output.progress() as progress, options.open_loom(progress) as loom:
+        report = chosen.run(Stage(loom, _teller(options, progress), progress))
+    options.output.emit(report, lambda: chosen.view(report))
+
+
+def _teller(options: Options, progress: ProgressView) -> Callable[[str], None]:
     output = options.output
-    with contextlib.ExitStack() as stack:
-        if options.home is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvloom-demo-"))
-            options = replace(options, home=Path(folder))
-        options = replace(options, context=options.context or CONTEXT_TOKENS)
-        progress = stack.enter_context(output.progress())
 
-        def tell(text: str) -> None:
-            progress.clear()
-            output.note(text)
+    def tell(text: str) -> None:
+        progress.clear()
+        output.note(text)
 
-        report = Demo(lambda: options.open_loom(progress), files, tell, progress).run()
-    output.emit(report, lambda: report_view(report))
+    return tell
 
 
 def report_view(report: DemoReport) -> RenderableType:

@@ -32,6 +32,7 @@ from kvloom.server.routes.kvloom_base import (
     sessions_of,
 )
 from kvloom.server.routes.kvloom_sessions import SESSION
+from kvloom.server.schema.kvloom_libraries import SourceView
 from kvloom.server.schema.kvloom_sessions import (
     Cancelled,
     CompressionView,
@@ -201,6 +202,7 @@ def _reply(session: str, work: TurnWork, replies: Replies) -> TurnReply:
             "notices": reply.notices,
             "left": reply.left,
             "came_back": reply.came_back,
+            "sources": [SourceView.model_validate(source) for source in reply.sources],
         }
     )
 

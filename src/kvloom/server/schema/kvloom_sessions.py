@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from kvloom.server.schema.base import MaxTokens, RequestModel
 from kvloom.server.schema.extension import FidelityName, OverflowPolicy
 from kvloom.server.schema.kvloom import MAX_REFS, Label, ModelId, Ref, View
+from kvloom.server.schema.kvloom_libraries import SourceView
 from kvloom.server.schema.sampling import MAX_SEED, MIN_SEED
 from kvloom.server.schema.usage import UsageReport
 from kvloom.types import Fidelity, TierName
@@ -128,7 +129,10 @@ class TurnCost(View):
 
 
 class TurnReply(View):
-    """A reply, which is part of the session now. `left`, `came_back`: ids of what the policy moved for it."""
+    """A reply, which is part of the session now. `left`, `came_back`: ids of what the policy moved for it.
+
+    `sources`: the passages of the attached libraries that it could read, the most relevant first.
+    """
 
     session: str
     id: str
@@ -141,6 +145,7 @@ class TurnReply(View):
     notices: list[str]
     left: list[str]
     came_back: list[str]
+    sources: list[SourceView]
 
 
 class DeltaEvent(View):

@@ -1,0 +1,186 @@
+"""The demonstrations: what they measure adds up, their pictures fit a terminal, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from kvloom.cli.demos import DemoName, Stage, find, kv, pictures, slide, truncate, window
+from kvloom.cli.demos.story import story
+from tests.unit.cli.conftest import Kvloom
+from tests.unit.session.fakes import fake_loom
+
+WIDTH = 80
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with fake_loom(tmp_path / "home", context=1024) as loom:
+        yield Stage(loom, lambda _text: None, lambda _progress: None)
+
+
+@pytest.fixture
+def large_stage(tmp_path: Path) -> Iterator[Stage]:
+    """Its vocabulary has a token for nearly every letter: three texts take a larger window."""
+    with fake_loom(tmp_path / "large", context=4096) as loom:
+        yield Stage(loom, lambda _text: None, lambda _progress: None)
+
+
+def shown(name: DemoName, report: object, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(find(name).view(report))
+    return captured.get()
+
+
+@given(num_tokens=st.integers(1, 3000), seed=st.integers(0, 5))
+def test_a_story_has_its_three_facts_once_each_and_in_order(num_tokens: int, seed: int) -> None:
+    told = story(words, num_tokens, seed)
+    assert [fact.mark for fact in told.facts] == ["A", "B", "C"]
+    places = [fact.place for fact in told.facts]
+    assert places == sorted(places)
+    for fact in told.facts:
+        assert told.text.count(fact.answer) == 1
+        assert told.text[fact.place :].split("\n")[0].endswith(f"{fact.answer}.")
+    assert told.num_tokens == words(told.text) >= min(num_tokens, 24)
+    assert told.num_tokens <= num_tokens + 80
+    assert story(words, num_tokens, seed) == told
+
+
+def test_the_facts_of_a_long_story_stand_at_its_beginning_middle_and_end() -> None:
+    told = story(words, 2000)
+    first, second, third = (fact.place / len(told.text) for fact in told.facts)
+    assert 0 < first < 0.1
+    assert 0.45 < second < 0.55
+    assert 0.9 < third < 1
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=5), st.integers(1, 2000))
+def test_a_bar_is_never_wider_than_its_place(numbers: list[int], total: int) -> None:
+    bar = pictures.stacked([("x", "", number) for number in numbers], total)
+    assert len(bar.plain) == pictures.WIDTH
+    if any(numbers):
+        assert "x" in bar.plain
+
+
+def test_coverage_shows_what_lies_in_a_span() -> None:
+    bar = pictures.coverage(600, [(0, 300), (590, 600)]).plain
+    assert bar == pictures.SEEN * 30 + pictures.UNSEEN * 29 + pictures.SEEN
+
+
+def test_a_reply_cannot_steer_the_terminal_from_a_picture() -> None:
+    assert pictures.shortened("a\x1b[2Jb\n" + "c" * 100, 10) == "a\ufffd[2Jb cc…"
+
+
+def test_the_window_refuses_what_is_too_much_and_takes_it_when_it_is_larger(stage: Stage) -> None:
+    report = window.run(stage)
+    small, refused, fitted, larger = report.steps
+    assert report.num_tokens > stage.loom.window
+    assert small.seen[0][1] < fitted.seen[0][1] < report.num_chars
+    assert not refused.seen and not refused.asked
+    assert str(stage.loom.window) in refused.refused
+    assert refused.used < small.used - small.num_text_tokens + 1
+    assert larger.seen == ((0, report.num_chars),)
+    assert larger.window == 2 * refused.window
+    for step in (small, fitted, larger):
+        assert step.refused == ""
+        assert [one.mark for one in step.asked] == ["A", "B", "C"]
+        assert step.num_text_tokens < step.used <= step.window - step.reserve
+    picture = shown(DemoName.WINDOW, report)
+    assert "refused: the context would hold" in picture
+    assert f"{larger.used:,} of {larger.window:,} tokens used" in picture
+
+
+def test_each_cut_keeps_its_end_and_stays_within_the_budget(stage: Stage) -> None:
+    report = truncate.run(stage)
+    whole, head, tail, both = report.cuts
+    end = report.num_chars
+    assert whole.kept == ((0, end),)
+    assert head.kept[0][0] == 0 and head.kept[0][1] < end / 2
+    assert tail.kept[0][1] == end and tail.kept[0][0] > end / 2
+    assert (both.kept[0][0], both.kept[1][1]) == (0, end)
+    assert all(cut.num_tokens <= report.budget and cut.num_removed_tokens for cut in (head, tail, both))
+    assert all(len(cut.asked) == 3 for cut in report.cuts)
+    picture = shown(DemoName.TRUNCATE, report)
+    assert "the tail stays" in picture
+    assert pictures.UNSEEN in picture
+
+
+def test_windows_cover_the_whole_text_and_an_overlap_reads_more(stage: Stage) -> None:
+    report = slide.run(stage)
+    plain, overlapping = report.passes
+    for one in report.passes:
+        assert (one.parts[0].start, one.parts[-1].stop) == (0, report.num_chars)
+        assert all(left.stop >= right.start for left, right in zip(one.parts, one.parts[1:], strict=False))
+        assert all(part.num_tokens <= report.size for part in one.parts)
+        assert one.num_read_tokens == sum(part.num_tokens for part in one.parts)
+    assert len(overlapping.parts) > len(plain.parts)
+    assert overlapping.num_read_tokens > plain.num_read_tokens
+    assert "overlap 50%" in shown(DemoName.SLIDE, report)
+
+
+def test_only_what_is_new_is_computed(large_stage: Stage) -> None:
+    report = kv.run(large_stage)
+    first, again, off, on, moved, edited = report.steps
+    for step in (*report.steps, report.full):
+        assert step.prompt_tokens == step.reused_tokens + step.loaded_tokens + step.computed_tokens
+        assert step.rotated_tokens <= step.loaded_tokens
+    assert first.computed_tokens > report.text_tokens * 0.9
+    assert again.computed_tokens < first.computed_tokens / 2
+    assert off.off_tokens > 0
+    assert off.prompt_tokens + off.off_tokens > again.prompt_tokens * 0.9
+    assert on.off_tokens == 0
+    assert on.computed_tokens < first.computed_tokens / 2
+    assert moved.rotated_tokens > 0
+    assert again.computed_tokens < edited.computed_tokens < report.full.computed_tokens
+    assert report.token_bytes > 0
+    assert "switched off" in shown(DemoName.KV, report)
+
+
+@pytest.mark.parametrize("name", list(DemoName))
+def test_a_picture_fits_a_terminal_of_80_columns(name: DemoName, large_stage: Stage) -> None:
+    picture = shown(name, find(name).run(large_stage))
+    bars = [line.rstrip() for line in picture.splitlines() if pictures.SEEN in line or pictures.UNSEEN in line]
+    assert bars
+    assert max(map(len, bars)) <= WIDTH
+    assert "what to learn" in picture
+
+
+def test_the_command_prints_one_document_and_leaves_the_home_alone(
+    kvloom: Kvloom, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLOOM_HOME", str(tmp_path / "home"))
+    ran = kvloom("demo", "kv", "--json", "--model", tiny_model, loom=False)
+    assert ran.code == 0, ran.err
+    assert [step["title"] for step in ran.document["steps"]][1] == "another question"
+    assert ran.document["full"]["computed_tokens"] > 0
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_command_shows_a_picture_and_what_to_learn(kvloom: Kvloom) -> None:
+    ran = kvloom("demo", "slide")
+    assert ran.code == 0, ran.err
+    assert "overlap 0%" in ran.out
+    assert "what to learn" in ran.out
+
+
+def test_a_demonstration_takes_no_files(kvloom: Kvloom, files: list[Path]) -> None:
+    ran = kvloom("demo", "window", "--file", files[0])
+    assert ran.code != 0
+    assert "brings its own text" in ran.err
+
+
+def test_an_unknown_name_is_refused_with_the_ones_there_are(kvloom: Kvloom) -> None:
+    ran = kvloom("demo", "windows", loom=False)
+    assert ran.code == 2
+    assert "truncate" in ran.err
