@@ -6,8 +6,6 @@ cut takes it back. It costs one sync a commit (about 1 – 10 ms), and commits a
 
 from __future__ import annotations
 
-import errno
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,16 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kvloom import sqlite_files
 from kvloom.chunk.schema import MIGRATIONS
-from kvloom.errors import StoreError, StoreFullError, StoreReadOnlyError
+from kvloom.errors import StoreError
 
 DATABASE_NAME = "catalog.sqlite3"
-_BUSY_TIMEOUT_S = 10.0
-"""Longest wait for another process. Its transactions are short: more means that it hangs."""
+_WHEN_DAMAGED = (
+    "move it away with its -wal and -shm files and load your files again; `sqlite3 FILE .recover` may save some"
+)
 _CACHE_KIB = 4 * 1024
 """Pages that a connection keeps: it fills them in a long conversation, whatever it needs."""
-_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 Value = str | int | float | bytes | None
 Row = tuple[Any, ...]
@@ -40,11 +38,9 @@ class Database:
         self.path = home / DATABASE_NAME
         self._lock = threading.RLock()
         self._depth = 0
-        self._create(home)
+        sqlite_files.create(self.path)
         with self._mapped():
-            self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+            self._connection = sqlite_files.connect(self.path)
         try:
             with self._mapped():
                 self._prepare()
@@ -119,14 +115,6 @@ class Database:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _create(self, home: Path) -> None:
-        """The folder for its owner only, and an empty file that SQLite's own files take their mode from."""
-        try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as exc:
-            raise _of_os_error(self.path, exc) from exc
-
     def _prepare(self) -> None:
         run = self._connection.execute
         run(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -161,30 +149,4 @@ class Database:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.Error as exc:
-            raise _of_sqlite_error(self.path, exc) from exc
-
-
-def _of_sqlite_error(path: Path, exc: sqlite3.Error) -> StoreError:
-    code = getattr(exc, "sqlite_errorname", "") or ""
-    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return StoreReadOnlyError(f"{path} cannot be written ({exc}): check its permissions, or set KVLOOM_HOME")
-    if code.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")):
-        return StoreFullError(f"no space is left for {path} ({exc}): free some, or set KVLOOM_HOME to another disk")
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreError(
-            f"{path} is damaged ({exc}): move it away with its -wal and -shm files, and load your files again; "
-            "`sqlite3 FILE .recover` may save what it held"
-        )
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StoreError(f"{path} is held by another process for over {_BUSY_TIMEOUT_S:.0f} s: try again, or end it")
-    return StoreError(f"{path}: {exc}")
-
-
-def _of_os_error(path: Path, exc: OSError) -> StoreError:
-    if isinstance(exc, PermissionError) or exc.errno in _READ_ONLY_ERRNOS:
-        return StoreReadOnlyError(
-            f"{path.parent} cannot be written ({exc.strerror}): set KVLOOM_HOME to another folder"
-        )
-    if exc.errno in _FULL_ERRNOS:
-        return StoreFullError(f"no space is left for {path}: free some, or set KVLOOM_HOME to another disk")
-    return StoreError(f"{path} cannot be opened ({exc.strerror}): set KVLOOM_HOME to a folder that can be written")
+            raise sqlite_files.of_sqlite_error(self.path, exc, _WHEN_DAMAGED) from exc

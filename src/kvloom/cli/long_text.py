@@ -57,7 +57,7 @@ def read_all(paths: Sequence[Path]) -> ReadTexts:
     texts: list[ReadText] = []
     skipped: list[str] = []
     if any(str(path) == STANDARD_INPUT for path in paths):
-        texts.append(ReadText("standard input", _standard_input()))
+        texts.append(ReadText("standard input", standard_input()))
     files = [path for path in paths if str(path) != STANDARD_INPUT]
     if files:
         found = read_files(files)
@@ -66,8 +66,8 @@ def read_all(paths: Sequence[Path]) -> ReadTexts:
     return ReadTexts(tuple(texts), tuple(skipped))
 
 
-def _standard_input() -> str:
-    """Raises ContentError where it is no text."""
+def standard_input() -> str:
+    """All of it, with its line ends as they are. Raises ContentError where it is no text."""
     data = getattr(sys.stdin, "buffer", None)
     if data is None:
         return sys.stdin.read()

@@ -6,8 +6,6 @@ may take the last documents back, and never leaves half of one.
 
 from __future__ import annotations
 
-import errno
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvloom.errors import IndexDamagedError, StoreError, StoreFullError, StoreReadOnlyError
+from kvloom import sqlite_files
+from kvloom.errors import IndexDamagedError, StoreError
 from kvloom.text.words import TOKENIZER
 
 FORMAT_VERSION = 1
@@ -23,12 +22,9 @@ FORMAT_VERSION = 1
 
 _APPLICATION_ID = 0x6B766C69
 """`kvli`, in SQLite's header: another program's database is not taken for ours."""
-_BUSY_TIMEOUT_S = 10.0
-"""Longest wait for another process, which writes one document at a time."""
+_WHEN_DAMAGED = "remove it and add the documents again; only the index is lost, no document"
 _CACHE_KIB = 16 * 1024
 """Pages a connection keeps: the words' index of 100,000 passages mostly fits."""
-_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 """What SQLite keeps beside a database."""
 
@@ -65,11 +61,9 @@ class IndexFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
-        self._create()
+        sqlite_files.create(path)
         with self._mapped():
-            self._connection = sqlite3.connect(
-                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+            self._connection = sqlite_files.connect(path)
         try:
             with self._mapped():
                 self._prepare()
@@ -157,14 +151,6 @@ class IndexFile:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _create(self) -> None:
-        """The folder for its owner only, and an empty file that SQLite's own files take their mode from."""
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as exc:
-            raise _of_os_error(self.path, exc) from exc
-
     def _prepare(self) -> None:
         run = self._connection.execute
         run(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -230,33 +216,17 @@ def remove_file(path: Path) -> None:
         try:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         except OSError as exc:
-            raise _of_os_error(path, exc) from exc
+            raise sqlite_files.of_os_error(path, exc) from exc
 
 
 def _damaged(path: Path, why: str) -> IndexDamagedError:
-    return IndexDamagedError(
-        f"{path} is damaged ({why}): remove it and add the documents again; only the index is lost, no document"
-    )
+    return IndexDamagedError(f"{path} is damaged ({why}): {_WHEN_DAMAGED}")
 
 
 def _of_sqlite_error(path: Path, exc: sqlite3.Error) -> StoreError:
     code = getattr(exc, "sqlite_errorname", "") or ""
-    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return StoreReadOnlyError(f"{path} cannot be written ({exc}): check its permissions, or set KVLOOM_HOME")
-    if code.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")):
-        return StoreFullError(f"no space is left for {path} ({exc}): free some, or set KVLOOM_HOME to another disk")
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StoreError(f"{path} is held by another process for over {_BUSY_TIMEOUT_S:.0f} s: try again, or end it")
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")) and "closed" not in str(exc):
+    if sqlite_files.is_damage(exc) or (code.startswith("SQLITE_ERROR") and "closed" not in str(exc)):
         return _damaged(path, str(exc))
     if not code and "decode" in str(exc):
         return _damaged(path, "a text in it is no UTF-8")
-    return StoreError(f"{path}: {exc}")
-
-
-def _of_os_error(path: Path, exc: OSError) -> StoreError:
-    if isinstance(exc, PermissionError) or exc.errno in _READ_ONLY_ERRNOS:
-        return StoreReadOnlyError(f"{path} cannot be written ({exc.strerror}): set KVLOOM_HOME to another folder")
-    if exc.errno in _FULL_ERRNOS:
-        return StoreFullError(f"no space is left for {path}: free some, or set KVLOOM_HOME to another disk")
-    return StoreError(f"{path} cannot be opened ({exc.strerror}): set KVLOOM_HOME to a folder that can be written")
+    return sqlite_files.of_sqlite_error(path, exc, _WHEN_DAMAGED)

@@ -7,19 +7,19 @@ too (a revoked key) asks for `durable`.
 
 from __future__ import annotations
 
-import errno
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvloom.errors import StoreError, StoreFullError, StoreReadOnlyError
+from kvloom import sqlite_files
+from kvloom.errors import StoreError
 
 ACCOUNTS_NAME = "accounts.sqlite"
-_BUSY_TIMEOUT_S = 10.0
-"""Longest wait for another process. Its transactions take well under a millisecond: more means that it hangs."""
+_WHEN_DAMAGED = (
+    "move it away with its -wal and -shm files and make new keys; `sqlite3 FILE .recover` may save what it held"
+)
 
 _V1 = """
 CREATE TABLE keys (
@@ -79,11 +79,9 @@ class Accounts:
         self.home = home
         self.path = home / ACCOUNTS_NAME
         self._lock = threading.RLock()
-        self._create()
+        sqlite_files.create(self.path)
         with self._mapped():
-            self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+            self._connection = sqlite_files.connect(self.path)
         try:
             with self._mapped():
                 self._prepare()
@@ -132,18 +130,6 @@ class Accounts:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _create(self) -> None:
-        """The folder for its owner only, and an empty file that SQLite's own files take their mode from."""
-        try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFullError(f"no space is left for {self.path}: free some, or set KVLOOM_HOME") from exc
-            raise StoreReadOnlyError(
-                f"{self.path} cannot be written ({exc.strerror}): set KVLOOM_HOME to a folder that can be"
-            ) from exc
-
     def _prepare(self) -> None:
         run = self._connection.execute
         run("PRAGMA journal_mode = WAL")
@@ -175,20 +161,4 @@ class Accounts:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.Error as exc:
-            raise _mapped_error(self.path, exc) from exc
-
-
-def _mapped_error(path: Path, exc: sqlite3.Error) -> StoreError:
-    code = getattr(exc, "sqlite_errorname", "") or ""
-    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return StoreReadOnlyError(f"{path} cannot be written ({exc}): check its permissions, or set KVLOOM_HOME")
-    if code.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")):
-        return StoreFullError(f"no space is left for {path} ({exc}): free some, or set KVLOOM_HOME to another disk")
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreError(
-            f"{path} is damaged ({exc}): move it away with its -wal and -shm files and make new keys; "
-            "`sqlite3 FILE .recover` may save what it held"
-        )
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StoreError(f"{path} is held by another process for over {_BUSY_TIMEOUT_S:.0f} s: try again, or end it")
-    return StoreError(f"{path}: {exc}")
+            raise sqlite_files.of_sqlite_error(self.path, exc, _WHEN_DAMAGED) from exc

@@ -12,8 +12,8 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.commands.ask import STANDARD_INPUT, read_text
+from kvloom.cli.long_text import standard_input
 from kvloom.cli.options import LOOM, Options, num_tokens, takes
-from kvloom.errors import ContentError
 
 
 class End(Enum):
@@ -51,7 +51,7 @@ def truncate(
     """
     import kvloom
 
-    text = _standard_input() if str(file) == STANDARD_INPUT else read_text(file)
+    text = standard_input() if str(file) == STANDARD_INPUT else read_text(file)
     marks = {} if marker is None else {"marker": marker}
     output = options.output
     with output.progress() as progress, options.open_loom(progress) as loom:
@@ -72,17 +72,6 @@ def truncate(
         "kept": [Kept(start, stop) for start, stop in result.kept],
     }
     output.emit(data, "")
-
-
-def _standard_input() -> str:
-    """All of standard input with its line ends as they are. Raises ContentError where it is no text."""
-    data = getattr(sys.stdin, "buffer", None)
-    if data is None:
-        return sys.stdin.read()
-    try:
-        return str(data.read().decode("utf-8"))
-    except UnicodeDecodeError as exc:
-        raise ContentError(f"standard input is not UTF-8 text: byte {exc.start} cannot be read") from exc
 
 
 def _write(text: str) -> None:
