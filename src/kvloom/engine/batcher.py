@@ -11,16 +11,13 @@ import logging
 import threading
 import weakref
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import TypeVar, cast
 
-import numpy as np
-
 from kvloom.engine.base import Engine, Logits, Run, Sampler
+from kvloom.engine.batch_work import Errand, Look, Part, Prefill, TokenStream
 from kvloom.engine.cores import Cores
 from kvloom.engine.turnstile import Turnstile, surely
 from kvloom.errors import CancelledError, EngineError, EngineStateError, EngineUnsupportedError
@@ -47,162 +44,15 @@ PATIENCE = 4
 (shortest first, and nobody starves)."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A token that was sampled, and what its reply wanted to know of the logits it came from."""
-
-    token: int
-    seen: object = None
-
-
-Look = Callable[[F32Array, int], object]
-"""`look(logits (vocab,), token)`: what a reply wants to know of the logits, in the worker's thread."""
-
-
-class TokenStream(Iterator[Chosen]):
-    """The tokens of one reply as they are sampled; the last one may end the reply, and is not decoded then.
-
-    Read by one thread. `close` is needed behind its end, too: only then the sequence is the caller's again.
-    """
-
-    def __init__(
-        self, sequence: SequenceId, position: int, sampler: Sampler, max_tokens: int, look: Look | None
-    ) -> None:
-        self.sequence = sequence
-        self.position = position
-        """Where the next token will be decoded."""
-        self.token = -1
-        """Sampled, and not decoded yet."""
-        self.num_left = max_tokens
-        self.is_cancelled = False
-        self._sampler = sampler
-        self._look = look
-        self._queue: SimpleQueue[Chosen | BaseException | None] = SimpleQueue()
-        self._close: Callable[[TokenStream], None] = lambda _: None
-        self._has_ended = False
-
-    def sample(self, logits: F32Array, is_end: Callable[[int], bool]) -> bool:
-        """Choose the next token and hand it out; whether it has to be decoded, since another one will follow."""
-        token = self._sampler.sample(logits)
-        self._queue.put(Chosen(token, None if self._look is None else self._look(logits, token)))
-        self.token, self.num_left = token, self.num_left - 1
-        return self.num_left > 0 and not is_end(token)
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Nothing more will come."""
-        self._queue.put(error)
-
-    def __next__(self) -> Chosen:
-        if self._has_ended:
-            raise StopIteration
-        found = self._queue.get()
-        if isinstance(found, Chosen):
-            return found
-        self._has_ended = True
-        if found is not None:
-            raise found
-        raise StopIteration
-
-    def close(self) -> None:
-        """No more steps for this reply. Waits for the one that runs. Idempotent."""
-        self._close(self)
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """Runs that a thread waits for; `run` and `offset` say how far they are."""
-
-    runs: Sequence[Run]
-    results: list[F32Array | None]
-    due: int = 0
-    run: int = 0
-    offset: int = 0
-    rows: list[F32Array] = field(default_factory=list)
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-
-    @property
-    def num_left(self) -> int:
-        """Rows that are not computed yet."""
-        return sum(len(run.tokens) for run in self.runs[self.run :]) - self.offset
-
-    def take(self, num_rows: int) -> list[Run]:
-        """The next rows as runs of their own, at most `num_rows`; at most one run that wants all its logits."""
-        taken: list[Run] = []
-        index, offset = self.run, self.offset
-        while num_rows > 0 and index < len(self.runs):
-            run = self.runs[index]
-            stop = min(len(run.tokens), offset + num_rows)
-            is_last = stop == len(run.tokens)
-            wants = run.logits if is_last or run.logits is Logits.ALL else Logits.NONE
-            taken.append(Run(run.sequence, run.tokens[offset:stop], run.start + offset, wants))
-            num_rows -= stop - offset
-            index, offset = (index + 1, 0) if is_last else (index, stop)
-        return taken
-
-    def advance(self, taken: Sequence[Run], logits: Sequence[F32Array | None]) -> bool:
-        """Note what was computed; whether nothing is left."""
-        for run, found in zip(taken, logits, strict=True):
-            whole = self.runs[self.run]
-            self.offset += len(run.tokens)
-            if found is not None:
-                self.rows.append(found)
-            if self.offset == len(whole.tokens):
-                if self.rows:
-                    is_all = whole.logits is Logits.ALL
-                    self.results[self.run] = np.concatenate(self.rows) if is_all else self.rows[-1]
-                self.run, self.offset, self.rows = self.run + 1, 0, []
-        return self.run == len(self.runs)
-
-
-class _Errand:
-    """What a thread wants to have run in the worker's."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
-        self._found: object = None
-        self._error: BaseException | None = None
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        try:
-            self._found = self._call()
-        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
-            self._error = error
-        self._done.set()
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
-        self._done.set()
-
-    def result(self) -> object:
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._found
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a step takes of a prefill."""
-
-    prefill: _Prefill
-    runs: list[Run]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(len(run.tokens) for run in self.runs)
-
-
-def _small(waiting: Sequence[_Prefill]) -> list[_Part]:
+def _small(waiting: Sequence[Prefill]) -> list[Part]:
     """What is so short that it may go with the replies: of those that are first."""
-    parts: list[_Part] = []
+    parts: list[Part] = []
     room = MIXED_ROWS
     for prefill in waiting:
         room -= prefill.num_left
         if room < 0:
             break
-        parts.append(_Part(prefill, prefill.take(prefill.num_left)))
+        parts.append(Part(prefill, prefill.take(prefill.num_left)))
     return parts
 
 
@@ -234,9 +84,9 @@ class Batcher:
         """Rows of prefills so far: the clock that `due` goes by."""
         # Re-entrant: a reply that is collected as garbage ends itself in whatever thread and place that happens.
         self._changed = threading.Condition(threading.RLock())
-        self._prefills: list[_Prefill] = []
+        self._prefills: list[Prefill] = []
         self._streams: list[TokenStream] = []
-        self._errands: list[_Errand] = []
+        self._errands: list[Errand] = []
         self._is_closed = False
         self._worker: threading.Thread | None = None
         self.cores: Cores | None = None
@@ -261,7 +111,7 @@ class Batcher:
         and CancelledError behind the step in which `is_cancelled` was true first (the caller needs the turn for that);
         nothing of the call stays then.
         """
-        prefill = _Prefill(runs, [None] * len(runs), due)
+        prefill = Prefill(runs, [None] * len(runs), due)
         try:
             with self._changed:
                 self._check_open()
@@ -294,7 +144,7 @@ class Batcher:
         The caller has made sure that there are cells. Errors of the engine come out of the stream.
         """
         stream = TokenStream(sequence, position, sampler, max_tokens, look)
-        stream._close = self._end_stream
+        stream.on_close = self._end_stream
         goes_on = stream.sample(logits, self._engine.vocabulary.is_end)
         with self._changed:
             self._check_open()
@@ -310,7 +160,7 @@ class Batcher:
 
         For what computes beside the engine: every other thread that computes costs all of them (engine/llamacpp/team).
         """
-        errand = _Errand(call)
+        errand = Errand(call)
         with self._changed:
             self._check_open()
             self._errands.append(errand)
@@ -351,7 +201,7 @@ class Batcher:
             self._changed.notify_all()
             self._changed.wait_for(lambda: stream not in self._streams)
 
-    def _withdraw(self, prefill: _Prefill) -> None:
+    def _withdraw(self, prefill: Prefill) -> None:
         """Take back a prefill that nobody waits for any more."""
         with self._turnstile:  # so no step is under way
             with self._changed:
@@ -361,7 +211,7 @@ class Batcher:
             with self._changed:
                 self._prefills.remove(prefill)
 
-    def _take_back(self, prefill: _Prefill) -> None:
+    def _take_back(self, prefill: Prefill) -> None:
         for run in prefill.runs[: prefill.run + 1]:
             last = self._engine.last_position(run.sequence)
             if last is not None and last >= run.start:
@@ -410,14 +260,14 @@ class Batcher:
         self._num_between += part.num_rows
         self._compute(part)
 
-    def _next_part(self, prefill: _Prefill, num_rows: int) -> _Part:
+    def _next_part(self, prefill: Prefill, num_rows: int) -> Part:
         """The next rows. No small rest is left over: it would be computed on the engine's slow path, to other bits."""
         if self.cores is not None:
             num_rows = min(num_rows, SHARED_STEP_ROWS)
         left = prefill.num_left
-        return _Part(prefill, prefill.take(left if left < num_rows + self._quantum else num_rows))
+        return Part(prefill, prefill.take(left if left < num_rows + self._quantum else num_rows))
 
-    def _advance(self, streams: Sequence[TokenStream], parts: Sequence[_Part]) -> None:
+    def _advance(self, streams: Sequence[TokenStream], parts: Sequence[Part]) -> None:
         """A step of the replies, and of short prefills with them."""
         self._num_between = 0
         steps = _steps_of(streams)
@@ -445,7 +295,7 @@ class Batcher:
             self._note(part, rest[: len(part.runs)])
             rest = rest[len(part.runs) :]
 
-    def _compute(self, part: _Part) -> None:
+    def _compute(self, part: Part) -> None:
         try:
             logits = self._engine.decode(part.runs)
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: whoever waits gets it
@@ -453,7 +303,7 @@ class Batcher:
             return
         self._note(part, logits)
 
-    def _note(self, part: _Part, logits: Sequence[F32Array | None]) -> None:
+    def _note(self, part: Part, logits: Sequence[F32Array | None]) -> None:
         self._num_prefilled += part.num_rows
         if part.prefill.advance(part.runs, logits):
             self._finish(part.prefill)
@@ -503,12 +353,12 @@ class Batcher:
         with self._changed:
             self._drop_streams(streams)
 
-    def _finish(self, prefill: _Prefill) -> None:
+    def _finish(self, prefill: Prefill) -> None:
         with self._changed:
             self._prefills.remove(prefill)
         prefill.done.set()
 
-    def _fail(self, prefill: _Prefill, error: BaseException) -> None:
+    def _fail(self, prefill: Prefill, error: BaseException) -> None:
         try:
             self._take_back(prefill)
         except BaseException as another:  # noqa: BLE001 - the edge of a thread: whoever waits gets both

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kvloom.context.device import Holding
 from kvloom.context.manifest import Slot, SlotKind, Tokens
 from kvloom.context.plan import Resident
-from kvloom.engine.batcher import Chosen
+from kvloom.engine.batch_work import Chosen
 from kvloom.engine.candidates import token_scores
 from kvloom.engine.turnstile import surely
 from kvloom.errors import CancelledError, UnknownChunkError, UsageError

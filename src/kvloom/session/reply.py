@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 from kvloom.engine.base import Vocabulary
-from kvloom.engine.batcher import Chosen
+from kvloom.engine.batch_work import Chosen
 from kvloom.errors import CancelledError, SessionBusyError, UsageError
 from kvloom.session.values import Delta, Reply
 from kvloom.text.reasoning import ReasoningSplitter, ReasoningTags, ReplyText

@@ -18,7 +18,7 @@ import numpy as np
 from kvloom.context.device import Holding
 from kvloom.context.manifest import Manifest, Tokens
 from kvloom.engine.base import Logits, Run, Sampler
-from kvloom.engine.batcher import Chosen
+from kvloom.engine.batch_work import Chosen
 from kvloom.errors import CancelledError, EngineMemoryError, EngineStateError
 from kvloom.session.cells import begun
 from kvloom.session.composer import Composed
