@@ -7,15 +7,18 @@ passages hold for nothing, which in a library of three passages is every word.
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kvloom.text.words import TOKENIZER, spaced, word_run
+from kvloom.text.words import TOKENIZER, joined_names, spaced, word_run
 
 _MAX_WORDS = 256
 """Of a longer question the first are looked up; a pasted page says by then what it is about."""
+_MAX_NAMES = 16
+"""Names of several words that are looked up."""
 _SATURATION = 1.2
 _LENGTH_WEIGHT = 0.75
 """BM25's k1 and b, at their usual values."""
@@ -37,7 +40,11 @@ _MIN_PHRASE = 3
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a question and the term that an index has of it."""
+    """A word of a question and the term that an index has of it.
+
+    Of a name of several words (`MAX_SIZE`) both are its words with spaces between: a passage that has them one behind
+    the other holds the name, which says more than its words here and there.
+    """
 
     asked: str
     term: str
@@ -54,6 +61,15 @@ class Query:
 def weight(num_with: int, num_passages: int) -> float:
     """What having a word counts that `num_with` of `num_passages` hold; over 0, and the more the rarer."""
     return math.log(1 + (max(0, num_passages - num_with) + 0.5) / (num_with + 0.5))
+
+
+_FILE_NAME = re.compile(r"[\w./\\-]*\w\.[A-Za-z]\w{0,7}(?!\w)")
+
+
+def file_names(question: str) -> tuple[str, ...]:
+    """What may be the name of a document (`notes.md`, `json/decoder.py`), as paths are written."""
+    names = (match.replace("\\", "/").strip("/") for match in _FILE_NAME.findall(question))
+    return tuple(dict.fromkeys(names))[:_MAX_NAMES]
 
 
 class Terms:
@@ -86,11 +102,14 @@ class Terms:
         for number, word in enumerate(asked):
             if number in terms:
                 unique.setdefault(terms[number], Word(word, terms[number]))
-        return Query(tuple(unique.values()), " ".join(run[:_MAX_WORDS]) if is_phrase else "")
+        names = [] if is_phrase else [Word(name, name) for name in joined_names(question)[:_MAX_NAMES]]
+        return Query((*unique.values(), *names), " ".join(run[:_MAX_WORDS]) if is_phrase else "")
 
     def counts(self, texts: Sequence[tuple[str, str]], terms: Sequence[str]) -> list[dict[str, float]]:
         """How often each (heading, text) holds each of `terms`, words in the heading counting half."""
         counts: list[dict[str, float]] = [{} for _ in texts]
+        names = [term for term in terms if " " in term]
+        terms = [term for term in terms if " " not in term]
         marks = ", ".join("?" * len(terms))
         with self._lock:
             self._fill([(spaced(heading), spaced(text)) for heading, text in texts])
@@ -100,7 +119,18 @@ class Terms:
             for number, term, column, count in rows:
                 share = count * (_HEADING_WEIGHT if column == "heading" else 1.0)
                 counts[number][term] = counts[number].get(term, 0.0) + share
+            for name in names:
+                for number, share in self._holding(name):
+                    counts[number][name] = counts[number].get(name, 0.0) + share
         return counts
+
+    def _holding(self, name: str) -> list[tuple[int, float]]:
+        """The texts that hold all words of a name one behind the other, and what that counts."""
+        found = []
+        for column, share in (("heading", _HEADING_WEIGHT), ("body", 1.0)):
+            rows = self._db.execute("SELECT rowid FROM texts WHERE texts MATCH ?", (f'{column}: "{name}"',))
+            found += [(int(number), share) for (number,) in rows]
+        return found
 
     def close(self) -> None:
         """Idempotent."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ import numpy.typing as npt
 from kvloom.chunk.content import content_id
 from kvloom.errors import UsageError
 from kvloom.index.file import IndexFile, Row, Value
-from kvloom.index.question import Asked, Terms, Word, weight
+from kvloom.index.question import Asked, Terms, Word, file_names, weight
 from kvloom.index.values import Found
 from kvloom.index.vectors import Vectors, fused
 from kvloom.types import ChunkId
@@ -23,6 +25,9 @@ _MAX_RANKED_ROWS = 5_000
 _NUM_CANDIDATES = 40
 _PER_FOUND = 3
 """Candidates by either way, and for each passage that is wanted: both orders are near the last one, not the same."""
+_NOT_NAMED = 0.5
+"""What a passage's score is multiplied by where the question names documents, and not the passage's."""
+_MAX_NAMED = 20
 _MAX_VALUES = 500
 """In one statement; older builds of SQLite take 999."""
 _MAX_CACHED_TERMS = 10_000
@@ -46,10 +51,11 @@ class Search:
         near = vectors.search(self._file, question, num_candidates) if vectors is not None else []
         with self._file.snapshot():
             asked = self._asked(question)
-            rows = self._rows("p.number", self._by_words(asked, num_candidates))
+            named = self._named(question)
+            rows = self._rows("p.number", self._by_words(asked, num_candidates, named))
             # By vectors alone a passage is found by its text; words are looked for in it all the same.
             rows += self._rows("p.id", [bytes.fromhex(chunk) for chunk, _ in near])
-        scored = self._scored(asked, rows)
+        scored = self._scored(asked, rows, set(named))
         if vectors is None:
             return scored[:limit]
         return fused(scored, near, limit)
@@ -61,6 +67,8 @@ class Search:
     def _asked(self, question: str) -> Asked:
         query = self._terms.of_question(question)
         num_passages, num_chars = self._file.row("SELECT num_passages, num_chars FROM totals")
+        # A name that stands nowhere is not missing in any passage: its words may be there, written otherwise.
+        query = replace(query, words=tuple(w for w in query.words if " " not in w.term or self._num_with(w.term)))
         weights = {word.term: weight(self._num_with(word.term), num_passages) for word in query.words}
         return Asked(query, weights, num_chars / max(1, num_passages))
 
@@ -72,15 +80,40 @@ class Search:
                 self._frequency, self._version = {}, version
             if term in self._frequency:
                 return self._frequency[term]
-        rows = self._file.rows("SELECT doc FROM vocabulary WHERE term = ?", (term,))
+        if " " in term:
+            rows = self._file.rows("SELECT count(*) FROM words WHERE words MATCH ?", (f'"{term}"',))
+        else:
+            rows = self._file.rows("SELECT doc FROM vocabulary WHERE term = ?", (term,))
         number = int(rows[0][0]) if rows else 0
         with self._lock:
             if version == self._version:
                 self._frequency[term] = number
         return number
 
-    def _by_words(self, asked: Asked, limit: int) -> list[int]:
-        """Row numbers of candidates: those that hold most of the question's weight, and those that SQLite ranks first.
+    def _named(self, question: str) -> list[str]:
+        """The documents that the question names, by their whole names or by what they end with."""
+        named: dict[str, None] = {}
+        for name in file_names(question):
+            like = re.sub(r"([%_!])", r"!\1", name)
+            rows = self._file.rows("SELECT name FROM documents WHERE name LIKE ? ESCAPE '!'", (like,))
+            rows = rows or self._file.rows("SELECT name FROM documents WHERE name LIKE ? ESCAPE '!'", (f"%/{like}",))
+            if len(rows) <= _MAX_NAMED:  # a name that many have names none of them
+                named |= dict.fromkeys(document for (document,) in rows)
+        return list(named)
+
+    def _numbers_of(self, named: Sequence[str]) -> npt.NDArray[np.int64]:
+        numbers = [
+            number
+            for name in named
+            for (number,) in self._file.rows(
+                "SELECT p.number FROM passages p JOIN documents d ON p.document = d.number WHERE d.name = ?", (name,)
+            )
+        ]
+        return np.array(numbers, dtype=np.int64)
+
+    def _by_words(self, asked: Asked, limit: int, named: Sequence[str]) -> list[int]:
+        """Row numbers of candidates: those that hold most of the question's weight, and those that SQLite ranks first;
+        of the documents that it names as many again.
 
         The first alone cannot choose between rows that all hold the one rare word, the second alone sees few words.
         """
@@ -95,15 +128,22 @@ class Search:
         query = " OR ".join(f'"{word.asked}"' for word in ranked)
         by_rank = self._matching(query, "ORDER BY rank LIMIT", limit) if ranked else []
         marked = _within(there, _MAX_MARKED_ROWS, _MAX_MARKED_ROWS)
-        by_weight = self._heaviest({word: asked.weights[word.term] for word in marked}, limit)
+        sums = self._sums({word: asked.weights[word.term] for word in marked})
+        by_weight = _heaviest(sums, limit)
+        if named:
+            inside = np.zeros_like(sums)
+            numbers = self._numbers_of(named)
+            numbers = numbers[numbers < sums.size]
+            inside[numbers] = sums[numbers]
+            by_weight += _heaviest(inside, limit)
         return list(dict.fromkeys([*by_rank, *by_weight]))
 
     def _matching(self, query: str, order: str, limit: int) -> list[int]:
         rows = self._file.rows(f"SELECT rowid FROM words WHERE words MATCH ? {order} ?", (query, limit))
         return [number for (number,) in rows]
 
-    def _heaviest(self, weights: Mapping[Word, float], limit: int) -> list[int]:
-        """The rows with the highest sum of weights of the words that they hold."""
+    def _sums(self, weights: Mapping[Word, float]) -> npt.NDArray[np.float64]:
+        """By row number the sum of the weights of the words that it holds."""
         numbers: list[npt.NDArray[np.int64]] = []
         for word in weights:
             # As one text: a row for each number would take three times as long to hand over.
@@ -112,10 +152,7 @@ class Search:
         sums = np.zeros(1 + max((int(some.max()) for some in numbers if some.size), default=0))
         for some, share in zip(numbers, weights.values(), strict=True):
             sums[some] += share
-        (held,) = np.nonzero(sums)
-        if held.size > limit:
-            held = held[np.argpartition(-sums[held], limit)[:limit]]
-        return [int(number) for number in held]
+        return sums
 
     def _rows(self, column: str, values: Sequence[int] | Sequence[bytes]) -> list[Row]:
         rows: list[Row] = []
@@ -128,17 +165,17 @@ class Search:
             )
         return rows
 
-    def _scored(self, asked: Asked, rows: Sequence[Row]) -> list[Found]:
-        """Each text once, under the first document that holds it; best first."""
+    def _scored(self, asked: Asked, rows: Sequence[Row], named: Set[str]) -> list[Found]:
+        """Each text once, under the first document that holds it, one that was named before others; best first."""
         unique: dict[bytes, Row] = {}
-        for row in sorted(rows, key=lambda row: (row[1], row[2])):
+        for row in sorted(rows, key=lambda row: (row[1] not in named, row[1], row[2])):
             unique.setdefault(row[0], row)
         ordered = list(unique.values())
         counts = self._terms.counts([(row[4], row[5]) for row in ordered], list(asked.weights))
         found = [
             Found(
                 checked_id(self._file, key, text), name, first_line, last_line, heading, text,
-                score=asked.score(count, len(text)),
+                score=asked.score(count, len(text)) * (1.0 if not named or name in named else _NOT_NAMED),
                 words=asked.words_in(count),
                 coverage=asked.coverage(count),
             )
@@ -153,6 +190,14 @@ def checked_id(file: IndexFile, key: object, text: object) -> ChunkId:
     if found is None or not isinstance(key, bytes) or key.hex() != found:
         raise file.damaged("a passage is not what was stored")
     return found
+
+
+def _heaviest(sums: npt.NDArray[np.float64], limit: int) -> list[int]:
+    """The row numbers with the highest sums, in no order."""
+    (held,) = np.nonzero(sums)
+    if held.size > limit:
+        held = held[np.argpartition(-sums[held], limit)[:limit]]
+    return [int(number) for number in held]
 
 
 def _within(rarest: Sequence[tuple[int, Word]], max_rows: int, max_alone: int) -> list[Word]:

@@ -153,7 +153,8 @@ def test_a_word_weighs_more_the_rarer_it_is_and_never_less_than_nothing() -> Non
 def test_terms_of_a_question_are_those_of_the_index() -> None:
     terms = Terms()
     words = terms.of_question("Running the runners, parseHttpHeader 文字").words
-    assert [word.asked for word in words] == ["running", "runners", "parse", "http", "header", "文", "字"]
+    asked = ["running", "runners", "parse", "http", "header", "文", "字", "parse http header"]
+    assert [word.asked for word in words] == asked
     assert [word.term for word in words][:2] == ["run", "runner"]
     (counts,) = terms.counts([("runs", "He ran. Running, running.")], ["run"])
     assert counts == {"run": 2.5}
@@ -174,3 +175,49 @@ def test_search_in_thousands_of_passages_takes_milliseconds(tmp_path: Path) -> N
             assert index.search(question)
             spent_s.append(time.thread_time() - start)
         assert statistics.median(spent_s) < 0.1
+
+
+def test_a_name_of_several_words_counts_more_than_its_words_here_and_there(index: LibraryIndex) -> None:
+    scattered = "The default port of the logging config is a port that the default config sets, logging aside. " * 3
+    texts = {f"{n}.md": f"{scattered}\nNumber {n}.\n" for n in range(20)} | {
+        "config.py": "DEFAULT_LOGGING_PORT = 9030\n"
+    }
+    index.update([document(name, text) for name, text in texts.items()])
+    for question in ("What is DEFAULT_LOGGING_PORT?", "what is defaultLoggingPort", "default.logging.port"):
+        best = index.search(question, 3)[0]
+        assert best.document == "config.py"
+        assert "default logging port" in best.words
+
+
+def test_a_name_that_stands_nowhere_takes_nothing_from_its_words(animals: LibraryIndex) -> None:
+    (bees, *_) = animals.search("nectar")
+    (asked, *_) = animals.search("nectar_hives_queen")
+    assert (asked.document, asked.coverage) == ("bees.md", 1.0)
+    assert bees.document == "bees.md"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "In guide/cats.md, who lives with people?",
+        "who lives with people, by cats.md?",
+        "CATS.MD: lives with people",
+        "guide\\cats.md lives with people",
+    ],
+)
+def test_passages_of_a_document_that_the_question_names_come_first(index: LibraryIndex, question: str) -> None:
+    more = {
+        f"dogs{n}.md": "Who lives with people? Dogs live with people, and people live with dogs.\n" * n
+        for n in range(1, 90)
+    }
+    texts = {**more, "guide/cats.md": "Of mice.\n\nThey may live near people, or in barns.\n", "cats.txt": "people\n"}
+    index.update([document(name, text) for name, text in texts.items()])
+    assert first(index, question) == "guide/cats.md"
+    assert len({found.document for found in index.search(question)}) > 1  # others are not left out
+    assert first(index, "who lives with people") != "guide/cats.md"
+
+
+def test_a_name_with_signs_of_a_pattern_names_nothing_else(index: LibraryIndex) -> None:
+    index.update([document("a_b.md", "Bees fly.\n"), document("axb.md", "Bees fly, and bees hum.\n")])
+    assert first(index, "axb.md: bees") == "axb.md"
+    assert first(index, "a_b.md: bees") == "a_b.md"
