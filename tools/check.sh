@@ -19,4 +19,5 @@ step "types" "$bin/mypy" "${typed[@]}"
 step "import rules" "$bin/lint-imports"
 step "generated docs" "$bin/python" tools/cli_docs.py --check
 step "generated settings" "$bin/python" tools/settings_docs.py --check
-step "tests" "$bin/python" -m pytest --ignore=tests/soak "$@"
+# A worker for each core, a file at a time: most tests wait for processes and clocks, and use a core by halves.
+step "tests" "$bin/python" -m pytest --ignore=tests/soak -n logical --maxprocesses 4 --dist loadfile "$@"
