@@ -51,7 +51,7 @@ class Size:
     num_probed: int
 
 
-FULL = Size(num_questions=210, depth=8, corpus_tokens=900_000, num_probed=24)
+FULL = Size(num_questions=210, depth=4, corpus_tokens=900_000, num_probed=24)
 QUICK = Size(num_questions=6, depth=4, corpus_tokens=60_000, num_probed=2)
 
 
