@@ -34,16 +34,8 @@ LETTER = (
 TEXT = HARBOUR + ORCHARD + RAILWAY + LETTER
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads that wait for each other are slower than one where other tests share the cores."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KVLOOM_THREADS", "1")
-        yield
-
-
 @pytest.fixture(scope="module")
-def loom(_one_thread: None, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
+def loom(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
     with kvloom.open(smollm2_path, context=512, home=tmp_path_factory.mktemp("long-home")) as opened:
         yield opened
 

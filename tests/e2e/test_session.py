@@ -26,16 +26,8 @@ FLOOR_KL = 0.05
 """Batches of another cut round otherwise: on this model single positions differ by up to 0.017."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads that wait for each other are slower than one where other tests share the cores."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KVLOOM_THREADS", "1")
-        yield
-
-
 @pytest.fixture(scope="module")
-def loom(_one_thread: None, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
+def loom(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loom]:
     with kvloom.open(smollm2_path, context=1024, home=tmp_path_factory.mktemp("session-home")) as opened:
         for name, text in (("notes.txt", NOTES), ("secret.txt", SECRET), ("area.py", CODE)):
             opened.load_text(text, name=name)

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import GenerationMode
-from schemathesis.core.result import Ok
 
+from tests.unit.server.drawn import Drawn
 from tests.unit.server.live import live
 from tests.unit.server.scripted import MODEL, ScriptedBackend, app_over, scripted
 
 NUM_EXAMPLES = 20
 """For each operation: the whole test takes some seconds."""
-
-DRAWING = settings(
-    max_examples=NUM_EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-
 
 OWN_API = "/v1/kvloom/"
 """kvloom's own: it needs a real loom behind it, and has its tests apart."""
@@ -72,34 +57,14 @@ async def test_the_examples_of_the_schema_are_accepted() -> None:
 
 
 def test_nothing_made_from_the_schema_is_a_server_error() -> None:
-    counts: Counter[str] = Counter()
-    statuses: Counter[int] = Counter()
-    codes: set[str] = set()
+    def prepare(case: Any) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = MODEL  # or it would never come further than to the name
+
     with live(ScriptedBackend(has_embeddings=True), slots=4) as server:
-
-        def check(case: Any) -> None:
-            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-                case.body["model"] = MODEL  # or it would never come further than to the name
-            answer = case.call(base_url=server.url, timeout=20)
-            counts[case.operation.label] += 1
-            statuses[answer.status_code] += 1
-            assert answer.status_code < 500, answer.text
-            if answer.status_code >= 400:
-                error = json.loads(answer.content)["error"]
-                assert error["message"] and error["type"]
-                codes.add(error["code"])
-
-        for result in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations():
-            assert isinstance(result, Ok), result
-            operation = result.ok()
-            if operation.path.startswith(OWN_API):
-                continue
-            modes = [GenerationMode.POSITIVE]
-            if operation.method.upper() == "POST":
-                modes.append(GenerationMode.NEGATIVE)  # nothing can be wrong with a GET without parameters
-            for mode in modes:
-                DRAWING(given(case=operation.as_strategy(generation_mode=mode))(check))()
+        drawn = Drawn(server.url, timeout_s=20)
+        drawn.ask(NUM_EXAMPLES, lambda path: not path.startswith(OWN_API), prepare)
         assert httpx.get(f"{server.url}/health").json()["running"] == 0
-    assert len(counts) == 10
-    assert statuses[200] >= NUM_EXAMPLES
-    assert len(codes) >= 5, codes  # it was wrong in many ways
+    assert len(drawn.labels) == 10
+    assert drawn.statuses[200] >= NUM_EXAMPLES
+    assert len(drawn.codes) >= 5, drawn.codes  # it was wrong in many ways
