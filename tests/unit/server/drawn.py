@@ -29,7 +29,7 @@ class Drawn:
         is_meant: Callable[[str], bool],
         prepare: Callable[[Any], None],
     ) -> None:
-        """Good and bad requests of each operation whose path `is_meant`, each changed by `prepare` before it is sent."""
+        """Good and bad requests of each operation whose path `is_meant`, each changed by `prepare` first."""
         drawing = settings(
             max_examples=max_examples,
             deadline=None,
