@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import kvloom
+from kvloom.session.libraries import Library
 from kvloom.session.loom import Loom
+from kvloom.session.values import Progress
 from kvloom.types import TierName
+from tests.tiny_gguf import TinyModel, write_tiny
 
 pytestmark = pytest.mark.e2e
 
@@ -89,3 +92,48 @@ def test_after_a_restart_no_passage_is_computed_again(qwen_path: Path, book: Pat
         assert answer in reply.text
         assert {source.tier for source in reply.sources} == {TierName.DISK}
         assert reply.usage.computed_tokens < min(source.num_tokens for source in reply.sources)
+
+
+# -- a model that is computed in a moment -----------------------------------------------------------------------------
+
+NUM_COMPUTED = 40
+"""Passages of the long document that are computed ahead: all thousand of them take as many times longer."""
+
+
+def test_an_edited_paragraph_of_a_megabyte_costs_the_kv_of_two_passages_at_most(tmp_path: Path) -> None:
+    chosen, words = random.Random(3), WORDS.split()
+    paragraphs = [
+        f"{' '.join(chosen.choice(words) for _ in range(90)).capitalize()}, paragraph {number}."
+        for number in range(1700)
+    ]
+    path = tmp_path / "long.md"
+    path.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    assert path.stat().st_size > 1_000_000
+    model = write_tiny(tmp_path / "tiny.gguf", TinyModel())
+    with kvloom.open(model, context=2048, home=tmp_path / "home") as loom:
+        library = loom.library("long")
+        added = library.add(path)
+        assert added.num_passages_added > 500
+        seen: list[Progress] = []
+        first = library.precompute(seen.append, lambda: bool(seen) and seen[-1].done >= NUM_COMPUTED)
+        num_passages = first.num_passages
+        assert NUM_COMPUTED <= first.num_computed < num_passages / 2
+        assert computed_again(library, first.num_computed) == 0
+
+        edited = paragraphs.copy()
+        edited[20] = "This paragraph is another one. " * 4
+        path.write_text("\n\n".join(edited), encoding="utf-8")
+        updated = library.add(path)
+        assert updated.num_passages_added <= 2
+        assert updated.num_passages_kept >= num_passages - 2
+        assert 1 <= computed_again(library, first.num_computed) <= 2
+
+
+def computed_again(library: Library, num_first: int) -> int:
+    """How many of a library's first passages are computed by going on, one passage at a time."""
+    num_computed = 0
+    while True:
+        done = library.precompute(max_tokens=1)
+        if done.num_known + done.num_computed > num_first or not done.num_computed:
+            return num_computed
+        num_computed += done.num_computed

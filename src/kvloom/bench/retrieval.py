@@ -1,6 +1,7 @@
 """`bench retrieval`: how often the passage that answers is among the first that a library's index finds.
 
-Questions whose places are known, over real texts; no model. Knows the index and the questions only.
+Questions whose places are known, over real texts; no model, unless one is named: then by its vectors, too. Knows the
+index and the questions only.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from statistics import mean
 from kvloom.bench.corpus import Text, corpus
 from kvloom.bench.questions import Kind, Question, questions
 from kvloom.bench.report import Report, Row, Sample, machine
-from kvloom.bench.setting import Request
-from kvloom.index import Found, LibraryIndex, StoredPassage
+from kvloom.bench.setting import Request, open_loom, own_home, settings_for
+from kvloom.bench.teller import Teller
+from kvloom.errors import UsageError
+from kvloom.index import Found, LibraryIndex, StoredPassage, Vectors
 from kvloom.read import read
+from kvloom.session.embedders import MODEL
 from kvloom.text.counter import estimate_tokens
 
-DEPTHS = (1, 3, 5, 8, 20)
-"""Passages looked at: 8 are what fits beside a conversation in a window of 4,096."""
+DEPTHS = (1, 4, 8, 20)
+"""Passages looked at: 4 are what a question gets by default."""
 SEARCH_LIMIT_S = 0.05
 ALL = "all"
+WITH_VECTORS = " + vectors"
 
 Search = Callable[[str, int], Sequence[Found]]
 
@@ -101,12 +106,47 @@ def row_of(case: str, looked: Sequence[Looked]) -> Row:
     return Row(case, "", seconds.median, "limit", SEARCH_LIMIT_S, speedup, 1.0 if case == ALL else None, extra)
 
 
+def rows_of(looked: Sequence[Looked]) -> list[Row]:
+    """All of them, and each kind."""
+    kinds = ((kind, [one for one in looked if one.question.kind is kind]) for kind in Kind)
+    return [row_of(ALL, looked), *(row_of(kind.value, of_kind) for kind, of_kind in kinds if of_kind)]
+
+
+@dataclass(frozen=True)
+class ByVectors:
+    """The same questions with a model's vectors beside the words, and what these took."""
+
+    looked: list[Looked]
+    setup: dict[str, object]
+
+
+def by_vectors(request: Request, tell: Teller, index: LibraryIndex, asked: Sequence[Question]) -> ByVectors:
+    """Raises UsageError where the model has no vectors to give."""
+    settings = settings_for(request, recall={"vectors": MODEL})
+    with own_home() as home, open_loom(settings, home, tell) as loom:
+        began = time.perf_counter()
+        embedder = loom.embedders.get()
+        if embedder is None:
+            raise UsageError(f"{loom.model_name} is no file here: its token table cannot be read")
+        made_s = time.perf_counter() - began
+        vectors = Vectors(embedder)
+        began = time.perf_counter()
+        vectors.update(index)
+        filled_s = time.perf_counter() - began
+        tell.say(f"vectors of {index.num_passages} passages in {filled_s:.1f} s")
+        looked = [look(question, lambda text, limit: index.search(text, limit, vectors)) for question in asked]
+        per_thousand_s = filled_s / max(1, index.num_passages) * 1000
+        setup = {"model_name": loom.model_name, "embedder_s": made_s, "vectors_per_1000_s": per_thousand_s}
+        return ByVectors(looked, setup)
+
+
 def run(request: Request) -> Report:
     """Run the benchmark with `repeats` questions: some seconds for making the index, some for asking it."""
     size = QUICK if request.quick else FULL
     size = replace(size, num_questions=request.repeats or size.num_questions)
     texts = corpus(lambda text: round(estimate_tokens(text)), size.corpus_tokens)
     tell = request.teller("retrieval", size.num_questions)
+    model: dict[str, object] = {"model_name": "no model"}
     began = time.perf_counter()
     with indexed(texts) as index:
         built_s = time.perf_counter() - began
@@ -118,13 +158,13 @@ def run(request: Request) -> Report:
             looked.append(one)
             tell.step(f"{question.kind.value}: rank {one.passage_rank or 'none'} in {one.seconds * 1e3:.1f} ms")
         num_passages = index.num_passages
-    rows = [row_of(ALL, looked)]
-    for kind in Kind:
-        of_kind = [one for one in looked if one.question.kind is kind]
-        if of_kind:
-            rows.append(row_of(kind.value, of_kind))
+        rows = rows_of(looked)
+        if request.model is not None:
+            near = by_vectors(request, tell, index, asked)
+            rows += [replace(row, case=f"{row.case}{WITH_VECTORS}") for row in rows_of(near.looked)]
+            model = near.setup
     setup = {
-        "model_name": "no model",
+        **model,
         **machine(),
         "num_texts": len(texts),
         "num_passages": num_passages,
@@ -138,5 +178,6 @@ def run(request: Request) -> Report:
 NOTES = (
     "recall at k: the share of the questions for which one of the first k passages holds the whole place of the "
     "answer; document_1: the first passage is of the right document, whatever its place in it.",
+    "+ vectors: the same questions with the vectors of the model's token table beside the words (--model).",
     "ours: seconds of a search in a library of so many passages; the peer's column is the limit of 50 ms.",
 )

@@ -152,4 +152,14 @@ CREATE TABLE results (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3, _V4, _V5, _V6)
+_V7 = """
+CREATE TABLE passage_entries (
+    chunk_id   TEXT NOT NULL REFERENCES chunks (id) ON DELETE CASCADE,
+    setting    TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    entries    TEXT NOT NULL,
+    PRIMARY KEY (chunk_id, setting, name)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)

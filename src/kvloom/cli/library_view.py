@@ -41,20 +41,27 @@ def explanation(sources: Sequence[Source]) -> RenderableType:
     if not sources:
         return "no passage was chosen"
     table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
-    for title in ("passage", "score", "coverage", "because of", "tokens", "KV was", "cost"):
-        table.add_column(title, justify="right" if title in ("score", "coverage", "tokens", "cost") else "left")
+    has_vectors = any(source.similarity is not None for source in sources)
+    near = ("near",) if has_vectors else ()
+    for title in ("passage", "score", "coverage", *near, "because of", "tokens", "KV was", "cost"):
+        table.add_column(title, justify="right" if title in ("score", "coverage", "near", "tokens", "cost") else "left")
     for source in sources:
         cost = "" if source.restore_s is None else amounts.seconds(source.restore_s)
         table.add_row(
             Text(amounts.printable(place(source))),
             f"{source.score:.2f}",
             f"{source.coverage:.0%}",
+            *([_cosine(source.similarity)] if has_vectors else []),
             Text(amounts.printable(" ".join(source.words))),
             amounts.tokens(source.num_tokens),
             tier_text(source.tier),
             cost,
         )
     return table
+
+
+def _cosine(similarity: float | None) -> str:
+    return "" if similarity is None else f"{similarity:.2f}"
 
 
 def updated_lines(name: str, updated: Updated) -> list[str]:

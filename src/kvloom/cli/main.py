@@ -101,7 +101,10 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except typer.TyperException as exc:
         return _wrong_usage(exc, output)
-    except (KeyboardInterrupt, CancelledError):
+    except CancelledError as exc:
+        output.note(str(exc))
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter's own flush at exit must not complain either.

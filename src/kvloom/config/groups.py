@@ -112,6 +112,12 @@ class RecallSettings(_Group):
     coverage: float = Field(
         0.2, ge=0, le=1, description="share of a question's weight that a passage's words must make; less is no find"
     )
+    vectors: str = Field(
+        "off",
+        min_length=1,
+        description="vectors beside the words: `off`, `model` (of the loaded model's token table), or a folder with a "
+        "model2vec model (pip install 'kvloom[vectors]')",
+    )
 
 
 class SnapshotSettings(_Group):

@@ -1,14 +1,15 @@
 """DOCUMENTS -> FOUND PASSAGES: cut into passages, kept in one SQLite file a library, searched. Knows no model."""
 
 from kvloom.index.passages import PASSAGE_SIZES, Passage, passages
+from kvloom.index.question import is_follow_up
 from kvloom.index.store import LibraryIndex
 from kvloom.index.values import DocumentInfo, Found, Progress, StoredPassage, Updated
-from kvloom.index.vectors import Embed, Vectors
+from kvloom.index.vectors import Embedder, Vectors
 
 __all__ = [
     "PASSAGE_SIZES",
     "DocumentInfo",
-    "Embed",
+    "Embedder",
     "Found",
     "LibraryIndex",
     "Passage",
@@ -16,5 +17,6 @@ __all__ = [
     "StoredPassage",
     "Updated",
     "Vectors",
+    "is_follow_up",
     "passages",
 ]

@@ -34,6 +34,19 @@ _COMMON_WORDS = (
 """English words that ask and join: in a small library they are rare by accident. Frequent words of any language are
 left out by how many passages hold them."""
 _COMMON = frozenset(_COMMON_WORDS.split())
+_POINTING_WORDS = (
+    "again another bit continue detail details elaborate else even example examples exactly explain fine first further "
+    "go good hello hi instead it its last let like longer mean means more much name named next no now ok okay one ones "
+    "other others part please previous really right same say says second see shorter show since so still sure thank "
+    "thanks that them these they thing things third this those though true two well words yeah yes"
+)
+"""Words that point at what was said before, or say no more than that there is to be more of it."""
+_POINTING = frozenset(_POINTING_WORDS.split())
+_STAND_IN_WORDS = "he her hers him his it its she that their theirs them these they this those"
+_STAND_INS = frozenset(_STAND_IN_WORDS.split())
+"""Words that stand for what a question before named."""
+_FEW_WORDS = 2
+"""With a word that stands for something, so few words of its own do not say what a question is about."""
 _MIN_PHRASE = 3
 """Words from which a question of nothing but common ones is looked for as it stands: to be or not to be."""
 
@@ -70,6 +83,13 @@ def file_names(question: str) -> tuple[str, ...]:
     """What may be the name of a document (`notes.md`, `json/decoder.py`), as paths are written."""
     names = (match.replace("\\", "/").strip("/") for match in _FILE_NAME.findall(question))
     return tuple(dict.fromkeys(names))[:_MAX_NAMES]
+
+
+def is_follow_up(question: str) -> bool:
+    """Whether an English question names too little to be looked up alone: "and why?", "who built it?"."""
+    run = word_run(question.encode(errors="replace").decode())
+    own = {word for word in run if word not in _COMMON and word not in _POINTING}
+    return bool(run) and (not own or (len(own) <= _FEW_WORDS and not _STAND_INS.isdisjoint(run)))
 
 
 class Terms:

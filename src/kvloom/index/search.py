@@ -48,17 +48,18 @@ class Search:
         if limit < 1:
             raise UsageError(f"{limit} passages were asked for: ask for at least 1")
         num_candidates = max(_NUM_CANDIDATES, _PER_FOUND * limit)
-        near = vectors.search(self._file, question, num_candidates) if vectors is not None else []
         with self._file.snapshot():
             asked = self._asked(question)
             named = self._named(question)
             rows = self._rows("p.number", self._by_words(asked, num_candidates, named))
-            # By vectors alone a passage is found by its text; words are looked for in it all the same.
-            rows += self._rows("p.id", [bytes.fromhex(chunk) for chunk, _ in near])
-        scored = self._scored(asked, rows, set(named))
         if vectors is None:
-            return scored[:limit]
-        return fused(scored, near, limit)
+            return self._scored(asked, rows, set(named))[:limit]
+        # Not in the snapshot: an embedder may take its time, and a passage that leaves meanwhile is no row below.
+        near = vectors.near(self._file, question, [(w.asked, asked.weights[w.term]) for w in asked.query.words])
+        # By vectors alone a passage is found by its text; words are looked for in it all the same.
+        rows += self._rows("p.id", near.first(num_candidates))
+        scored = self._scored(asked, rows, set(named))
+        return fused(scored, near, limit, lambda one: 1.0 if not named or one.document in named else _NOT_NAMED)
 
     def close(self) -> None:
         """Idempotent."""

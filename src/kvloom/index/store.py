@@ -107,7 +107,7 @@ class LibraryIndex:
     def search(self, question: str, limit: int = 10, vectors: Vectors | None = None) -> list[Found]:
         """The passages that have most to do with `question`, best first; none where no word of it is in the library.
 
-        With `vectors`, those near by meaning are fused in by reciprocal rank.
+        With `vectors`, those near by them come too, and they count beside the words.
         """
         return self._search.find(question, limit, vectors)
 

@@ -188,8 +188,10 @@ def drop_document(file: IndexFile, document: int) -> int:
 
 def drop_passages(file: IndexFile, numbers: Iterable[int]) -> None:
     """Takes passages out of every table, inside of a transaction."""
+    embedders: list[str] | None = None
     for number in numbers:
-        heading, text = file.row("SELECT heading, text FROM passages WHERE number = ?", (number,))
+        embedders = _embedders(file) if embedders is None else embedders
+        key, heading, text = file.row("SELECT id, heading, text FROM passages WHERE number = ?", (number,))
         # An FTS table without content has to be told what it is to forget.
         file.execute(
             "INSERT INTO words (words, rowid, heading, body) VALUES ('delete', ?, ?, ?)",
@@ -197,6 +199,20 @@ def drop_passages(file: IndexFile, numbers: Iterable[int]) -> None:
         )
         file.execute("DELETE FROM passages WHERE number = ?", (number,))
         file.execute("UPDATE totals SET num_passages = num_passages - 1, num_chars = num_chars - ?", (len(text),))
+        for embedder in embedders:
+            file.execute(
+                "DELETE FROM vectors WHERE embedder = ?1 AND id = ?2 AND NOT EXISTS "
+                "(SELECT 1 FROM passages WHERE id = ?2)",
+                (embedder, key),
+            )
+
+
+def _embedders(file: IndexFile) -> list[str]:
+    """Whose vectors there are: a jump in the table for each, not a walk through it."""
+    found: list[str] = []
+    while rows := file.rows("SELECT embedder FROM vectors WHERE embedder > ? LIMIT 1", (found[-1] if found else "",)):
+        found.append(rows[0][0])
+    return found
 
 
 def _insert_passage(file: IndexFile, document: int, position: int, passage: Passage) -> None:

@@ -49,13 +49,14 @@ class Found(StoredPassage):
     `score`: 0 … 1, comparable within one search. `words`: those of the question that it holds, as they were asked.
     `coverage`: their share of the question's weight, 0 … 1, rare words weighing more and words that no passage has
     most: comparable between searches, and what tells a find from an accident. `similarity`: the cosine of its vector
-    and the question's, None where no vectors were asked.
+    and the question's, None where no vectors were asked. `is_near`: it makes a find of the passage by itself.
     """
 
     score: float
     words: tuple[str, ...]
     coverage: float
     similarity: float | None = None
+    is_near: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """FILES -> DOCUMENTS: walks folders, decodes, takes the text out of PDF and HTML. Knows no model and no index."""
 
 from kvloom.read.document import Document, DocumentKind, Extract, Reading, ReadLimits, Skipped, SkipReason, Unchanged
-from kvloom.read.reader import extract, extract_plain, num_files, read
+from kvloom.read.extract import extract, extract_plain
+from kvloom.read.reader import num_files, read
 
 __all__ = [
     "Document",

@@ -1,4 +1,4 @@
-"""Takes the text out of HTML with Beautiful Soup: headings, lists, tables and code as Markdown writes them.
+"""Takes the text out of HTML with Beautiful Soup over lxml: headings, lists, tables and code as Markdown writes them.
 
 Knows no style sheets and runs no scripts: what a page shows only by those is not seen.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, UnicodeDammit
 from bs4.element import NavigableString, PageElement, PreformattedString, Tag
 
 from kvloom.errors import ContentError
@@ -25,6 +25,8 @@ _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _FENCE = "```"
+_PARSER = "lxml"
+"""Linear in the page whatever is in it: Python's own parser begins anew at every tag that is not closed."""
 
 
 def read_html(data: bytes, name: str, limits: ReadLimits) -> Extract:
@@ -32,19 +34,24 @@ def read_html(data: bytes, name: str, limits: ReadLimits) -> Extract:
     num_tags = data.count(b"<")
     if num_tags > limits.max_html_tags:
         raise ContentError(f"{name} has some {num_tags:,} tags, the limit is {limits.max_html_tags:,}: split it")
-    soup = BeautifulSoup(data, "html.parser")
+    decoded = UnicodeDammit(data, is_html=True)
+    if decoded.unicode_markup is None:
+        raise ContentError(f"{name} is in an encoding that cannot be told: save it as UTF-8")
+    # Decoded here, since libxml2 follows what a page says of its encoding even against its byte order mark.
+    soup = BeautifulSoup(decoded.unicode_markup.replace("\x00", ""), _PARSER)
     text = _text(soup)
     title = _SPACES.sub(" ", soup.title.get_text()).strip() if soup.title else ""
     if title and not text.startswith("# "):
         text = f"# {title}\n\n{text}"
-    text = text.replace("\x00", "").encode(errors="replace").decode()
+    text = text.encode(errors="replace").decode()
     if len(text) > limits.max_text_chars:
         raise ContentError(
             f"{name} holds {len(text):,} characters of text, the limit is {limits.max_text_chars:,}: split it"
         )
     if not text.strip():
         raise ContentError(f"{name} holds no text outside of scripts and forms: save the page as it is shown")
-    note = "" if soup.original_encoding in (None, "utf-8", "ascii") else f"read as {soup.original_encoding}"
+    encoding = decoded.original_encoding
+    note = "" if encoding in (None, "utf-8", "ascii") else f"read as {encoding}"
     return Extract(text, DocumentKind.HTML, note)
 
 

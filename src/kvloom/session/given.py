@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from kvloom.errors import ContentError, UsageError
 from kvloom.index import DocumentInfo
-from kvloom.read import Document, Extract, ReadLimits, extract, extract_plain
-from kvloom.read.apart import extract_apart
+from kvloom.read import Document, Extract, ReadLimits, extract_plain
+from kvloom.read.apart import Apart
 
 MAX_NAME_CHARS = 256
 """Of a document's name: it is shown in every source of a reply."""
@@ -39,16 +39,13 @@ def given_bytes(
 ) -> list[Document]:
     """Files' bytes by name, read as a file of that name would be. `apart_s`: see `Library.add_bytes`.
 
-    Raises UsageError, ContentError, and CancelledError where a process of its own was cancelled.
+    Raises UsageError, ContentError, CancelledError.
     """
     found = []
-    for name, data in contents.items():
-        _check_name(name)
-        if apart_s is None:
-            taken = extract(data, name, limits)
-        else:
-            taken = extract_apart(data, name, limits or ReadLimits(), apart_s, is_cancelled)
-        found.append(_document(name, data, taken))
+    with Apart(limits or ReadLimits(), is_cancelled, apart_s) as apart:
+        for name, data in contents.items():
+            _check_name(name)
+            found.append(_document(name, data, apart.extract(data, name)))
     return found
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -17,10 +18,11 @@ from urllib.parse import quote, unquote
 from kvloom.errors import ContentError, UsageError
 from kvloom.index import DocumentInfo, Found, LibraryIndex, StoredPassage, Updated
 from kvloom.index import Progress as IndexProgress
-from kvloom.read import Document, ReadLimits, num_files, read
+from kvloom.read import Document, Reading, ReadLimits, num_files, read
 from kvloom.session.given import check_free, given_bytes, given_texts, is_given
 from kvloom.session.precompute import Precomputed, precompute
 from kvloom.session.values import Progress, ProgressCallback
+from kvloom.session.vectors import LibraryVectors
 from kvloom.types import ChunkId
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class StoredLibrary:
     def __init__(self, name: str, file: Path) -> None:
         self.name = name
         self._index = LibraryIndex.open(file)
+        weakref.finalize(self, self._index.close)
 
     def add(
         self,
@@ -119,7 +122,7 @@ class StoredLibrary:
 
         for path in wanted:
             self._index.add_root(path)
-        return self._index.update(read(wanted, known=self._index.is_known), tell, is_cancelled)
+        return self._updated(read(wanted, None, self._index.is_known, is_cancelled), tell, progress, is_cancelled)
 
     def add_texts(
         self,
@@ -145,14 +148,14 @@ class StoredLibrary:
     ) -> Updated:
         """`add_texts` for the bytes of files that lie elsewhere: PDF, HTML and text, told by name and content.
 
-        `apart_s`: a stranger's PDF and HTML are read in a process of their own, each at most so long; then this raises
-        CancelledError where it is cancelled meanwhile.
+        `apart_s`: PDF and HTML are read in a process of their own, each at most so long; None gives them what their
+        size may need. Raises CancelledError where it is cancelled meanwhile.
         """
         return self._add_given(given_bytes(contents, limits, apart_s, is_cancelled), is_cancelled)
 
     def _add_given(self, given: list[Document], is_cancelled: Callable[[], bool]) -> Updated:
         check_free(self.name, given, self._index.documents())
-        return self._index.update(given, None, is_cancelled)
+        return self._updated(given, None, None, is_cancelled)
 
     def refresh(
         self, progress: ProgressCallback | None = None, is_cancelled: Callable[[], bool] = lambda: False
@@ -164,7 +167,17 @@ class StoredLibrary:
             if progress is not None:
                 progress(Progress("indexing", at.num_files, max(total, at.num_files), "files"))
 
-        return self._index.update(read(self._index.roots(), known=self._index.is_known), tell, is_cancelled)
+        found = read(self._index.roots(), None, self._index.is_known, is_cancelled)
+        return self._updated(found, tell, progress, is_cancelled)
+
+    def _updated(
+        self,
+        found: Iterable[Reading],
+        tell: Callable[[IndexProgress], None] | None,
+        progress: ProgressCallback | None,  # noqa: ARG002 - told by those that do more than this
+        is_cancelled: Callable[[], bool],
+    ) -> Updated:
+        return self._index.update(found, tell, is_cancelled)
 
     @property
     def num_passages(self) -> int:
@@ -184,14 +197,14 @@ class StoredLibrary:
 
     def hits(self, question: str, limit: int) -> list[Hit]:
         """`search`, comparable with other libraries': the best one is worth the share of the question that it has."""
-        found = self._index.search(question, limit)
+        found = self.search(question, limit)
         best = max((one.score for one in found), default=0.0)
-        share = max((one.coverage for one in found if one.score == best), default=0.0)
+        share = max((_worth(one) for one in found if one.score == best), default=0.0)
         return [Hit(self.name, one, share * one.score / best) for one in found if one.score > 0]
 
     def passages(self) -> Iterator[StoredPassage]:
         """All of them, document by document."""
-        return self._index.passages()
+        yield from self._index.passages()  # by this object, which closes its index when nobody holds it
 
     def remove(self, document: str) -> None:
         """A document out of the library; its file is untouched. Raises UsageError with what there is.
@@ -223,6 +236,27 @@ class Library(StoredLibrary):
     def __init__(self, loom: Loom, name: str, file: Path) -> None:
         super().__init__(name, file)
         self._loom = loom
+        self._vectors = LibraryVectors(self._index, loom.embedders)
+
+    def search(self, question: str, limit: int = 8) -> list[Found]:
+        """As in a library without a model, and ordered by vectors too where `recall.vectors` asks for them."""
+        return self._vectors.search(question, limit)
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What was wrong with the vectors since this was last asked; searches went by words alone then."""
+        return self._vectors.take_notices()
+
+    def _updated(
+        self,
+        found: Iterable[Reading],
+        tell: Callable[[IndexProgress], None] | None,
+        progress: ProgressCallback | None,
+        is_cancelled: Callable[[], bool],
+    ) -> Updated:
+        updated = super()._updated(found, tell, progress, is_cancelled)
+        if not updated.is_complete:
+            return updated
+        return replace(updated, is_complete=self._vectors.fill(progress, is_cancelled))
 
     def precompute(
         self,
@@ -237,6 +271,11 @@ class Library(StoredLibrary):
         EngineUnsupportedError where the model's KV cannot be placed.
         """
         return precompute(self._loom, list(self._index.passages()), progress, is_cancelled, max_tokens)
+
+
+def _worth(found: Found) -> float:
+    """The share of the question that a passage has, by its words or by its vector alone."""
+    return max(found.coverage, (found.similarity or 0.0) if found.is_near else 0.0)
 
 
 def file_of(home: Path, name: str) -> Path:

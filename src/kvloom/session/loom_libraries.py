@@ -5,15 +5,17 @@ Part of `Loom`, which makes what is declared here. Knows no conversation.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from kvloom.errors import UsageError
 from kvloom.index import LibraryIndex
+from kvloom.session import embedders
+from kvloom.session.embedders import Embedders
 from kvloom.session.home_libraries import HomeLibraries, ListedLibrary
 from kvloom.session.libraries import FOLDER, Library, file_of, names_in
+from kvloom.session.open_libraries import OpenLibraries
 from kvloom.types import ChunkId
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ class LoomLibraries(ABC):
     """What a loom knows of libraries."""
 
     home: Path
-    _libraries: dict[str, Library]
-    _libraries_lock: threading.Lock
+    _libraries: OpenLibraries
+    embedders: Embedders
+    """What makes vectors of passages; one for all tenants, since nothing of a text stays in it."""
 
     @abstractmethod
     def _check_open(self) -> None:
@@ -35,17 +38,8 @@ class LoomLibraries(ABC):
         """The library of this name, new where there is none. Raises UsageError for what cannot be a name."""
         self._check_open()
         file = file_of(self.home, name)
-        with self._libraries_lock:
-            found = self._libraries.get(name)
-            if (
-                found is not None and not file.is_file()
-            ):  # deleted by somebody else: ours would fill a file without name
-                found.close()
-                found = None
-            if found is None:
-                (self.home / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
-                found = self._libraries[name] = Library(cast("Loom", self), name, file)
-            return found
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._libraries.get(file, lambda: Library(cast("Loom", self), name, file))
 
     def has_library(self, name: str) -> bool:
         """Whether there is one; none is made."""
@@ -63,23 +57,25 @@ class LoomLibraries(ABC):
         if not file.is_file():
             known = ", ".join(names_in(self.home)) or "there is none yet"
             raise UsageError(f"there is no library {name!r}; libraries here: {known}")
-        with self._libraries_lock:
-            opened = self._libraries.pop(name, None)
-            if opened is not None:
-                opened.close()
-            LibraryIndex.delete(file)
+        self._libraries.close(file)
+        LibraryIndex.delete(file)
 
     def _open_libraries(self) -> None:
-        self._libraries = {}
-        self._libraries_lock = threading.Lock()
+        self._libraries = OpenLibraries()
+        loom = cast("Loom", self)
+        self.embedders = embedders.of_loom(loom.settings, loom.engine, loom._model_path, self.home)
 
     def _close_libraries(self) -> None:
-        with self._libraries_lock:
-            for library in self._libraries.values():
-                library.close()
-            self._libraries.clear()
+        self._libraries.close_folder(self.home / FOLDER)
 
     def _forget_passage(self, chunk: ChunkId) -> None:
         """A chunk that is purged is in no library of this home any more."""
-        for name in names_in(self.home):
-            self.library(name).forget(chunk)
+        for name in HomeLibraries(self.home).names():
+            file = file_of(self.home, name)
+            library = self._libraries.find(file)
+            if library is not None:
+                library.forget(chunk)
+                continue
+            # Opened for this alone: a purge must not take the place of those that questions are looked up in.
+            with LibraryIndex.open(file) as index:
+                index.forget(chunk)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvloom.context.manifest import Manifest
+from kvloom.context.manifest import Manifest, Tokens
 from kvloom.context.placing import Passage, with_passages
 from kvloom.errors import CancelledError, EngineUnsupportedError
 from kvloom.index import StoredPassage
+from kvloom.session.passage_entries import PassageEntries
 from kvloom.session.values import Progress, ProgressCallback
-from kvloom.types import ALONE, Fidelity, SessionId
+from kvloom.types import ALONE, EntryId, Fidelity, SessionId
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
@@ -22,6 +24,8 @@ BATCH_SHARE = 4
 """A batch takes this part of the window: sessions that are open keep what they have on the device."""
 NAMED_AT_ONCE = 256
 """Passages whose names are looked up together: few enough to hold their texts."""
+_SAMPLE = "The bell of the chapel rings.\n\n" * 200
+"""Longer than one part of a chunk: where parts are cut differently, its entries are others."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ def precompute(
     is_cancelled: Callable[[], bool],
     max_tokens: int | None = None,
 ) -> Precomputed:
-    """Raises EngineUnsupportedError where KV that was computed alone is of no use.
+    """What is stored already is passed over without being tokenized. Raises EngineUnsupportedError where KV that was
+    computed alone is of no use.
 
     `max_tokens`: stop before more would be computed; a first passage that is longer alone is computed all the same.
     """
@@ -53,22 +58,28 @@ def precompute(
             "searched all the same, and their passages are computed with each question"
         )
     unique = list({passage.id: passage for passage in passages}.values())
+    entries = PassageEntries(loom._database, _setting(loom))
     num_done = num_computed = num_tokens = 0
-    for batch in _batches(loom, unique, max_tokens):
+
+    def so_far(*, is_complete: bool) -> Precomputed:
+        return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens, is_complete)
+
+    for num_known, batch in _batches(loom, unique, entries, max_tokens):
         missing = [one for one in batch if not _is_stored(loom, one[0])]
         if is_cancelled() or (num_computed and _is_over(max_tokens, num_tokens, missing)):
-            return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens, is_complete=False)
+            return so_far(is_complete=False)
         if missing:
             try:
                 num_tokens += _compute(loom, missing, is_cancelled)
             except CancelledError:
-                return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens, is_complete=False)
-        num_done += len(batch)
+                return so_far(is_complete=False)
+        entries.add((passage.ref, passage.name, _entries(loom, passage)) for passage, _ in batch)
+        num_done += num_known + len(batch)
         num_computed += len(missing)
         if progress is not None:
             progress(Progress("computing passages", num_done, len(unique), "passages"))
     loom.flush()
-    return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens)
+    return so_far(is_complete=True)
 
 
 _Named = tuple[Passage, str]
@@ -79,34 +90,55 @@ def _is_over(max_tokens: int | None, num_tokens: int, missing: Sequence[_Named])
     return max_tokens is not None and num_tokens + sum(one.num_tokens for one, _ in missing) > max_tokens
 
 
-def _batches(loom: Loom, passages: Sequence[StoredPassage], max_tokens: int | None) -> Iterator[list[_Named]]:
-    """Passages that stand on the device together."""
+def _batches(
+    loom: Loom, passages: Sequence[StoredPassage], entries: PassageEntries, max_tokens: int | None
+) -> Iterator[tuple[int, list[_Named]]]:
+    """Passages that stand on the device together, with how many before them are known to be stored."""
     room = max(1, min(loom.window, loom.pool.window) // BATCH_SHARE)
     room = room if max_tokens is None else min(room, max_tokens)
     batch: list[_Named] = []
-    num_tokens = 0
-    for one in _named(loom, passages):
+    num_tokens = num_known = 0
+    for one in _named(loom, passages, entries):
+        if one is None:
+            num_known += 1
+            continue
         if batch and num_tokens + one[0].num_tokens > room:
-            yield batch
-            batch, num_tokens = [], 0
+            yield num_known, batch
+            batch, num_tokens, num_known = [], 0, 0
         batch.append(one)
         num_tokens += one[0].num_tokens
-    if batch:
-        yield batch
+    if batch or num_known:
+        yield num_known, batch
 
 
-def _named(loom: Loom, passages: Sequence[StoredPassage]) -> Iterator[_Named]:
+def _named(loom: Loom, passages: Sequence[StoredPassage], entries: PassageEntries) -> Iterator[_Named | None]:
+    """Each passage with its tokens, or None where its entries are known and stored: those are not tokenized again."""
     shelf = loom.shelf
     for start in range(0, len(passages), NAMED_AT_ONCE):
         some = passages[start : start + NAMED_AT_ONCE]
         names = shelf.passage_names((one.id, one.document, (one.first_line, one.last_line)) for one in some)
+        known = entries.of(names)
         for one in some:
             name = names[one.id]
-            yield Passage(one.id, name, shelf.passage_parts(one.id, name, one.text)), one.text
+            if one.id in known and all(map(loom.store.contains, known[one.id])):
+                yield None
+            else:
+                yield Passage(one.id, name, shelf.passage_parts(one.id, name, one.text)), one.text
+
+
+def _setting(loom: Loom) -> str:
+    """What entries' ids depend on beside a passage and its name: the model, the types of its KV, how texts are cut."""
+    parts = loom.builder.chunk_pieces("sample", _SAMPLE)
+    ids = [loom.composer.entry_id(Tokens(part.tokens), ALONE) for part in parts]
+    return hashlib.sha256(" ".join(ids).encode()).hexdigest()
+
+
+def _entries(loom: Loom, passage: Passage) -> list[EntryId]:
+    return [loom.composer.entry_id(run, ALONE) for run in passage.parts]
 
 
 def _is_stored(loom: Loom, passage: Passage) -> bool:
-    return all(loom.store.contains(loom.composer.entry_id(run, ALONE)) for run in passage.parts)
+    return all(map(loom.store.contains, _entries(loom, passage)))
 
 
 def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], bool]) -> int:

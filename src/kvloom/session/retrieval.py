@@ -1,6 +1,7 @@
 """What a question gets of the attached libraries: searched, chosen within the window, put into the next manifest.
 
-Writes the next manifest and runs nothing; a passage becomes a chunk of the home here. Knows no file and no index.
+Writes the next manifest and runs nothing; a passage becomes a chunk of the home here. Knows no file and no index's
+insides.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from kvloom.context.choice import Candidate, choose
 from kvloom.context.manifest import Manifest, SlotKind
 from kvloom.context.placing import Passage, standing, with_passages
 from kvloom.errors import KvloomError
+from kvloom.index import is_follow_up
 from kvloom.session.status import coldest
 from kvloom.session.values import Source
 from kvloom.types import ALONE, ChunkId, TierName
@@ -27,6 +29,8 @@ SEARCHED_PER_CHOSEN = 3
 """Passages looked at for each that may be chosen: some are off here, too large, or less at hand than others."""
 SMALL_LIBRARY = 50
 """Passages below which a word's rareness says nothing: there every passage with a word of the question is a find."""
+MAX_ASKED_BEFORE = 4
+"""Questions that are looked back at: after so many that name nothing, the talk is about itself."""
 _WARMTH = {TierName.DEVICE: 0.8, TierName.RAM: 0.6, TierName.DISK: 0.4}
 """How near KV is, from 0 (to be computed) to 1 (stands in this window)."""
 
@@ -68,7 +72,7 @@ class Retrieval:
         """The manifest with what `text` wants of the libraries, in place of what the question before it wanted."""
         if not manifest.libraries or not manifest.recalls:
             return Retrieved(with_passages(manifest, ()))
-        hits, notices = self._search(text, manifest)
+        hits, notices = self._search(self._asked(text, manifest), manifest)
         if not hits:
             named = ", ".join(manifest.libraries)
             silent = () if notices else (f"nothing relevant found in {named}: the reply knows no passage of it",)
@@ -91,6 +95,16 @@ class Retrieval:
 
     # -- searching ----------------------------------------------------------------------------------------------
 
+    def _asked(self, text: str, manifest: Manifest) -> str:
+        """What is looked up: of a question that names too little ("and why?") also what was asked before it, back to
+        the one that says what it is about."""
+        asked = [text]
+        for slot in manifest.turns[: -MAX_ASKED_BEFORE - 1 : -1]:
+            if not is_follow_up(asked[-1]):
+                break
+            asked.append(self._desk.history.turn(slot.ref).user)
+        return "\n".join(reversed(asked))
+
     def _search(self, text: str, manifest: Manifest) -> tuple[list[Hit], list[str]]:
         """The most relevant passages of all attached libraries, each chunk once, and what was wrong with some."""
         settings = self._loom.settings.recall
@@ -107,11 +121,12 @@ class Retrieval:
                 library = self._loom.library(name)
                 least = settings.coverage if library.num_passages >= SMALL_LIBRARY else 0.0
                 found = library.hits(text, limit)
+                notices += library.take_notices()
             except KvloomError as error:  # one damaged library must not end the conversation
                 notices.append(f"library {name} could not be searched: {error}")
                 continue
             for hit in found:
-                if hit.chunk in off or hit.found.coverage < least:
+                if hit.chunk in off or (hit.found.coverage < least and not hit.found.is_near):
                     continue
                 if hit.chunk not in hits or hits[hit.chunk].relevance < hit.relevance:
                     hits[hit.chunk] = hit
@@ -178,5 +193,5 @@ class Retrieval:
         cost = None if None in costs else sum(cost or 0.0 for cost in costs)
         return Source(
             one.hit.library, hit.document, hit.first_line, hit.last_line, hit.heading, one.passage.ref,
-            one.passage.name, hit.score, hit.coverage, hit.words, num_tokens, coldest(tiers), cost,
+            one.passage.name, hit.score, hit.coverage, hit.words, num_tokens, coldest(tiers), cost, hit.similarity,
         )  # fmt: skip

@@ -40,6 +40,10 @@ class TenantLoom(Loom):
         """The cells are everybody's: what no window of any tenant needs."""
         return self._host.shrink_pool()
 
+    def _open_libraries(self) -> None:
+        """Among the host's: a handful of all tenants is open, not a handful of each."""
+        self._libraries, self.embedders = self._host._libraries, self._host.embedders
+
     def _close_rooms(self) -> None:
         self.guard.leave(self)
         self._database.close()

@@ -109,6 +109,7 @@ class Source:
     `score` compares it with others of the same question, `coverage` is the share of the question's weight that its
     `words` make, 0 … 1. `document` is the name that the library knows it by. `tier`: where its KV was when the question
     came; `restore_s` what bringing it to the device was expected to take, None where nothing was measured yet.
+    `similarity`: the cosine of its vector and the question's, None where there are none.
     """
 
     library: str
@@ -124,6 +125,7 @@ class Source:
     num_tokens: int
     tier: TierName
     restore_s: float | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,19 @@ def test_a_reader_keeps_what_stays_and_puts_passages_in_the_wanted_order(model: 
         assert list(reader.session.manifest.chunk_ids) == []
 
 
+def test_retrieval_with_a_model_has_a_row_with_its_vectors_beside_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(retrieval, "QUICK", retrieval.Size(num_questions=10, corpus_tokens=60_000))
+    model = write_tiny(tmp_path / "tiny.gguf", TinyModel())
+    report = retrieval.run(Request(str(model), quick=True, threads=1)).document()
+    rows = {row["case"]: row for row in report["rows"]}
+    plain = [case for case in rows if not case.endswith(retrieval.WITH_VECTORS)]
+    assert {f"{case}{retrieval.WITH_VECTORS}" for case in plain} == rows.keys() - set(plain)
+    assert all(rows[f"{case}{retrieval.WITH_VECTORS}"]["n"] == rows[case]["n"] for case in plain)
+    assert report["setup"]["vectors_per_1000_s"] > 0
+
+
 def test_retrieval_reports_recall_that_grows_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "QUICK", retrieval.Size(num_questions=20, corpus_tokens=150_000))
     told: list[Progress] = []

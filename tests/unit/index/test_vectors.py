@@ -8,25 +8,47 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvloom.chunk.content import content_id
 from kvloom.errors import IndexDamagedError, UsageError
-from kvloom.index import Found, LibraryIndex, Vectors
-from kvloom.index.vectors import fused
-from kvloom.types import ChunkId, F32Array
+from kvloom.index import Embedder, Found, LibraryIndex, Vectors
+from kvloom.index.vectors import NEAR_WEIGHT, Near, fused
+from kvloom.types import F32Array
 from tests.unit.index.texts import document
 
 _TOPICS = (("car", "automobile", "engine"), ("bread", "flour", "oven"), ("sea", "ocean", "wave"))
 
 
-class Topics:
+class Topics(Embedder):
     """An embedder that knows three topics and their synonyms; counts what it was given."""
 
-    def __init__(self) -> None:
+    least_similarity = 0.9
+
+    def __init__(self, name: str = "topics") -> None:
+        self.name = name
         self.num_texts = 0
 
-    def __call__(self, texts: Sequence[str]) -> F32Array:
+    def embed(self, texts: Sequence[str]) -> F32Array:
         self.num_texts += len(texts)
+        return self._rows(texts)
+
+    def embed_question(self, question: str, words: Sequence[tuple[str, float]]) -> F32Array:
+        row: F32Array = self._rows([question])[0]
+        return row
+
+    def _rows(self, texts: Sequence[str]) -> F32Array:
         rows = [[0.1 + sum(word in text.lower() for word in topic) for topic in _TOPICS] for text in texts]
         return np.array(rows, np.float32) * 7
+
+
+class Ones(Topics):
+    """Gives other numbers of rows and dimensions than it should."""
+
+    def __init__(self, num_rows: int, num_dimensions: int) -> None:
+        super().__init__()
+        self.shape = (num_rows, num_dimensions)
+
+    def _rows(self, texts: Sequence[str]) -> F32Array:
+        return np.ones(self.shape, np.float32)
 
 
 @pytest.fixture
@@ -42,76 +64,133 @@ def index(tmp_path: Path) -> Iterator[LibraryIndex]:
         yield opened
 
 
-def test_a_text_without_a_word_of_the_question_is_found_by_its_meaning(index: LibraryIndex) -> None:
-    vectors = Vectors("topics", Topics())
+def ids(index: LibraryIndex) -> set[bytes]:
+    return {key for (key,) in index._file.rows("SELECT id FROM vectors")}
+
+
+def test_a_text_without_a_word_of_the_question_is_found_where_its_vector_is_near_enough(index: LibraryIndex) -> None:
+    vectors = Vectors(Topics())
     assert vectors.update(index)
     assert index.search("automobile") == []
-    found = index.search("automobile", vectors=vectors)
-    assert found[0].document == "car.md"
-    assert found[0].words == ()
-    assert found[0].similarity is not None and found[0].similarity > 0.9
+    (found,) = index.search("automobile", vectors=vectors)
+    assert (found.document, found.words, found.is_near) == ("car.md", (), True)
+    assert found.similarity is not None and found.similarity > 0.9
+
+
+def test_vectors_that_find_nothing_by_themselves_only_order(index: LibraryIndex) -> None:
+    embedder = Topics()
+    embedder.least_similarity = 2.0
+    vectors = Vectors(embedder)
+    vectors.update(index)
+    index.update([document("oven.md", "The car has an oven and flour and bread.\n")])
+    vectors.update(index)
+    assert index.search("automobile", vectors=vectors) == []
+    by_words = index.search("car in the ocean")
+    found = index.search("car in the ocean", vectors=vectors)
+    assert {one.document for one in found} == {one.document for one in by_words} == {"car.md", "oven.md"}
+    assert all(one.similarity is not None for one in found)
 
 
 def test_each_passage_is_embedded_once_and_forgotten_with_its_document(index: LibraryIndex) -> None:
-    embed = Topics()
-    vectors = Vectors("topics", embed)
+    embedder = Topics()
+    vectors = Vectors(embedder)
     vectors.update(index)
     vectors.update(index)
-    assert embed.num_texts == 3
+    assert embedder.num_texts == 3
     index.update([document("flour.md", "Flour.")])
     index.remove("sea.md")
+    assert vectors.num_missing(index) == 1
     vectors.update(index)
-    assert embed.num_texts == 4
-    assert {found.document for found in index.search("ocean", vectors=vectors)} == {"flour.md", "car.md", "bread.md"}
+    assert embedder.num_texts == 4
+    assert vectors.num_missing(index) == 0
+    assert ids(index) == {bytes.fromhex(passage.id) for passage in index.passages()}
+
+
+def test_a_vector_stays_while_another_document_has_the_text(index: LibraryIndex) -> None:
+    index.update([document("copy.md", "A wave in the sea.\n")])
+    Vectors(Topics()).update(index)
+    index.remove("sea.md")
+    assert len(ids(index)) == 3
+    index.remove("copy.md")
+    assert len(ids(index)) == 2
+
+
+def test_a_purged_text_leaves_no_vector_of_any_embedder(index: LibraryIndex) -> None:
+    for name in ("one", "another"):
+        Vectors(Topics(name)).update(index)
+    gone = next(index.passages("sea.md")).id
+    index.forget(gone)
+    assert bytes.fromhex(gone) not in ids(index)
+    assert len(ids(index)) == 2
 
 
 def test_embedding_can_be_stopped_and_goes_on(index: LibraryIndex) -> None:
     index.update([document(f"{n}.md", f"Text number {n}.") for n in range(100)])
-    embed, told = Topics(), [0]
-    vectors = Vectors("topics", embed)
+    embedder, told = Topics(), [0]
+    vectors = Vectors(embedder)
     assert not vectors.update(index, lambda p: told.append(p.num_passages), lambda: told[-1] > 0)
+    assert 0 < vectors.num_missing(index) < 103
     assert vectors.update(index)
-    assert embed.num_texts == index.num_passages == 103
+    assert embedder.num_texts == index.num_passages == 103
 
 
-def test_a_passage_first_in_both_orders_has_the_score_one(index: LibraryIndex) -> None:
-    vectors = Vectors("topics", Topics())
+def test_a_text_that_leaves_while_it_is_embedded_leaves_no_vector(index: LibraryIndex) -> None:
+    class Purging(Topics):
+        def embed(self, texts: Sequence[str]) -> F32Array:
+            index.remove("sea.md")
+            return super().embed(texts)
+
+    Vectors(Purging()).update(index)
+    assert ids(index) == {bytes.fromhex(passage.id) for passage in index.passages()}
+    assert len(ids(index)) == 2
+
+
+def test_another_embedder_s_vectors_are_its_own(index: LibraryIndex) -> None:
+    Vectors(Topics("one")).update(index)
+    other = Vectors(Topics("another"))
+    assert other.num_missing(index) == 3
+    found = index.search("bread", vectors=other)
+    assert [(one.document, one.similarity) for one in found] == [("bread.md", None)]
+    assert index.search(" ", vectors=other) == []
+
+
+def test_a_passage_first_in_both_orders_has_the_highest_score_that_there_is(index: LibraryIndex) -> None:
+    vectors = Vectors(Topics())
     vectors.update(index)
-    found = index.search("bread and flour from the oven", vectors=vectors)
-    assert found[0].document == "bread.md"
-    assert found[0].score == pytest.approx(1.0)
-
-
-def test_without_vectors_of_this_embedder_words_alone_answer(index: LibraryIndex) -> None:
-    found = index.search("bread", vectors=Vectors("never updated", Topics()))
-    assert [f.document for f in found] == ["bread.md"]
-    assert index.search(" ", vectors=Vectors("never updated", Topics())) == []
+    (alone, *_) = index.search("bread and flour from the oven")
+    (found, *_) = index.search("bread and flour from the oven", vectors=vectors)
+    assert found.document == "bread.md"
+    assert found.score == pytest.approx(alone.score)
 
 
 def test_another_number_of_dimensions_under_one_name_is_refused(index: LibraryIndex) -> None:
-    Vectors("topics", Topics()).update(index)
+    Vectors(Topics()).update(index)
     with pytest.raises(UsageError, match=r"topics gives 2 dimensions, .* have 3"):
-        index.search("car", vectors=Vectors("topics", lambda texts: np.ones((len(texts), 2), np.float32)))
+        index.search("car", vectors=Vectors(Ones(1, 2)))
 
 
 def test_an_embedder_that_gives_another_number_of_rows_is_refused(index: LibraryIndex) -> None:
     with pytest.raises(UsageError, match="for 3 texts"):
-        Vectors("broken", lambda texts: np.ones((1, 2), np.float32)).update(index)
+        Vectors(Ones(1, 2)).update(index)
 
 
 def test_vectors_of_different_lengths_are_damage(index: LibraryIndex) -> None:
-    vectors = Vectors("topics", Topics())
+    vectors = Vectors(Topics())
     vectors.update(index)
     index._file.execute("UPDATE vectors SET vector = x'0102' WHERE id = (SELECT min(id) FROM vectors)")
     with pytest.raises(IndexDamagedError, match="vectors of topics differ in length"):
         index.search("car", vectors=vectors)
 
 
-def test_fusion_rewards_places_in_both_orders() -> None:
-    def found(name: str, words: tuple[str, ...]) -> Found:
-        return Found(ChunkId(name), f"{name}.md", 1, 1, "", name, score=0.5, words=words, coverage=0.5)
+def test_what_is_near_gains_a_share_of_the_best_and_nothing_is_taken_away() -> None:
+    def found(text: str, score: float) -> Found:
+        return Found(content_id(text.encode()), f"{text}.md", 1, 1, "", text, score=score, words=("x",), coverage=0.5)
 
-    by_words = [found("a", ("x",)), found("b", ("x",)), found("c", ())]
-    order = fused(by_words, [(ChunkId("c"), 0.9), (ChunkId("b"), 0.8)], 3)
-    assert [f.id for f in order] == ["b", "a", "c"]
-    assert [f.similarity for f in order] == [0.8, None, 0.9]
+    scored = [found("a", 0.5), found("b", 0.45), found("c", 0.2)]
+    cosines = {scored[1].id: 0.9, scored[2].id: 0.1, content_id(b"d"): 0.3}
+    keys = sorted(bytes.fromhex(chunk) for chunk in cosines)
+    near = Near(keys, np.array([{bytes.fromhex(c): v for c, v in cosines.items()}[key] for key in keys], np.float32))
+    order = fused(scored, near, 3, lambda _: 1.0)
+    assert [one.text for one in order] == ["b", "a", "c"]
+    assert [one.score * (1 + NEAR_WEIGHT) for one in order] == pytest.approx([0.45 + 0.5 * NEAR_WEIGHT, 0.5, 0.2])
+    assert [one.text for one in fused(scored, near, 3, lambda _: 0.1)] == ["a", "b", "c"]

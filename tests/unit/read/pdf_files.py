@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def pdf_of(pages: Sequence[Sequence[str]]) -> bytes:
-    """A PDF whose pages show these lines (Latin letters), in one of the fonts that every viewer has."""
+def slow_pdf() -> bytes:
+    """One that takes twenty minutes to read: a page of 20,000 lines, shown 1,900 times over."""
+    return pdf_of([["bell"] * 20_000], num_times=1_900)
+
+
+def pdf_of(pages: Sequence[Sequence[str]], num_times: int = 1) -> bytes:
+    """A PDF whose pages show these lines (Latin letters), in one of the fonts that every viewer has. `num_times`: how
+    often the pages come over."""
     num_pages = len(pages)
-    kids = " ".join(f"{3 + 2 * i} 0 R" for i in range(num_pages))
+    kids = " ".join(f"{3 + 2 * i} 0 R" for i in range(num_pages) for _ in range(num_times))
     font = 3 + 2 * num_pages
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {num_pages} >>".encode(),
+        f"<< /Type /Pages /Kids [{kids}] /Count {num_pages * num_times} >>".encode(),
     ]
     for i, lines in enumerate(pages):
         shown = " ".join(f"({line}) Tj T*" for line in lines)

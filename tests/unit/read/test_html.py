@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 
@@ -76,6 +77,32 @@ def test_a_page_of_more_tags_than_the_limit_is_refused_before_its_tree_is_built(
 
 def test_deep_nesting_is_read_to_its_bottom() -> None:
     assert text_of("<div>" * 20_000 + "bottom") == "bottom\n"
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["<a ", "<", "<div>", "<p>The bell. ", "<!--", "<!", "<![CDATA[", "<?", '<a href="x ', "&", "</", "</p>", "<b><p>"],
+)
+def test_malformed_pages_take_time_by_their_size_only(part: str) -> None:
+    """Each of them took, or takes, a parser that begins anew at every mark minutes."""
+    times = []
+    for num_bytes in (20_000, 160_000):
+        html = (part * (num_bytes // len(part))).encode()
+        began_s = time.process_time()
+        with contextlib.suppress(ContentError):
+            read_html(html, "a.html", LIMITS)
+        times.append(time.process_time() - began_s)
+    assert times[1] < 0.2 + 24 * times[0]
+
+
+def test_an_attribute_of_megabytes_is_passed_over() -> None:
+    assert text_of(f'<a href="{"x" * 3_000_000}">shown</a>') == "shown\n"
+
+
+def test_wide_encodings_are_told_by_their_marks_whatever_the_page_says() -> None:
+    html = '<meta charset="iso-8859-1"><p>Łódź \U0001f514</p>'
+    assert read_html(html.encode("utf-16"), "a.html", LIMITS).text == "Łódź \U0001f514\n"
+    assert read_html(html.encode("utf-32"), "a.html", LIMITS).text == "Łódź \U0001f514\n"
 
 
 @pytest.mark.parametrize(

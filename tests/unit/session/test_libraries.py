@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from kvloom.context.manifest import Tokens
+from kvloom.engine.fake import FakeEngine
 from kvloom.errors import ContentError, EngineUnsupportedError, LoomClosedError, UsageError
 from kvloom.session.loom import Loom
 from kvloom.session.session import Session
 from kvloom.session.values import Progress, Reply
-from kvloom.types import EntryId, Fidelity, TierName
+from kvloom.types import ChunkId, EntryId, Fidelity, TierName
 from tests.unit.session.fakes import RecurrentEngine, fake_loom, held_tokens
 
 FILLER = "The market sells bread and fish and the square is full of people who talk about the weather of the day. "
@@ -318,6 +320,48 @@ def test_an_edit_of_one_paragraph_costs_the_kv_of_its_own_passage_only(loom: Loo
     lines = changed.splitlines()[reply.sources[0].first_line - 1 : reply.sources[0].last_line]
     assert FACTS["lighthouse"] in "\n".join(lines), "the lines are those of the file as it is now"
     assert reply.usage.computed_tokens <= QUESTION_TOKENS
+
+
+def test_what_is_computed_is_not_even_tokenized_again_also_after_a_restart(tmp_path: Path) -> None:
+    book = write_book(tmp_path / "book.md", num_chapters=8)
+    with fake_loom(tmp_path / "home", context=4096) as loom:
+        loom.library("books").add(book)
+        first = loom.library("books").precompute()
+    with fake_loom(tmp_path / "home", context=4096) as loom:
+        library, asked = loom.library("books"), tokenized(loom)
+        again = library.precompute()
+        assert (again.num_known, again.num_computed, again.is_complete) == (first.num_passages, 0, True)
+        assert asked == []
+        lost = next(library.passages())
+        for _, entry in loom.shelf.entries(lost.id):
+            loom.store.purge(entry)
+        assert library.precompute().num_computed == 1, "what is not stored any more is computed"
+        assert set(asked) == {lost.label}
+    with fake_loom(tmp_path / "home", FakeEngine(num_cells=6000, seed=8), context=4096) as loom:
+        assert loom.library("books").precompute().num_computed == first.num_passages, "another model has its own KV"
+
+
+def test_a_purge_forgets_which_entries_a_passage_had(loom: Loom, short: Path) -> None:
+    library = loom.library("short")
+    library.precompute()
+    chunk = next(library.passages()).id
+    entries = [entry for _, entry in loom.shelf.entries(chunk)]
+    loom.purge(chunk)
+    rows = loom._database.rows("SELECT chunk_id, entries FROM passage_entries")
+    assert rows and not any(row[0] == chunk or set(row[1].split()) & set(entries) for row in rows)
+
+
+def tokenized(loom: Loom) -> list[str]:
+    """The names of the passages that are tokenized from now on."""
+    names: list[str] = []
+    parts = loom.shelf.passage_parts
+
+    def counted(chunk: ChunkId, name: str, text: str) -> tuple[Tokens, ...]:
+        names.append(name)
+        return parts(chunk, name, text)
+
+    loom.shelf.passage_parts = counted  # type: ignore[method-assign]
+    return names
 
 
 def test_precompute_goes_on_where_it_was_stopped_and_no_question_waits_behind_it(loom: Loom, short: Path) -> None:

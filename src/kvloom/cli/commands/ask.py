@@ -13,7 +13,7 @@ import typer
 from kvloom.cli import amounts
 from kvloom.cli.library_view import MAX_SKIPPED, explanation, known_library, updated_lines
 from kvloom.cli.options import LOOM, TALK, Options, num_tokens, takes
-from kvloom.errors import ContentError, UsageError
+from kvloom.errors import CancelledError, ContentError, UsageError
 
 if TYPE_CHECKING:
     from kvloom.cli.output import Output, ProgressView
@@ -175,13 +175,16 @@ def _opened(loom: Loom, books: list[Path], output: Output, progress: ProgressVie
     library, stop = loom.library(adhoc_name(books)), Stop()
     with cancel_on_interrupt(stop):
         updated = library.add(books, progress, stop.is_cancelled)
-    stop.check("stopped: the same command goes on where it stopped")
+    documents = library.documents()
+    if not documents:  # a library that nothing is in would only be found in the list
+        loom.delete_library(library.name)
+    num = len(documents)
+    stop.check(f"stopped with {num} document{'s' * (num != 1)} indexed: the same command goes on where it stopped")
     progress.clear()
     for line in updated_lines(library.name, updated):
         output.note(line)
-    if not library.documents():
+    if not documents:
         why = "; ".join(f"{skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED])
-        loom.delete_library(library.name)
         raise ContentError(f"there is no text in {', '.join(map(str, books))}: {why or 'no file was found'}")
     return _Opened(library, updated)
 
@@ -200,6 +203,8 @@ def _stream(session: Session, text: str, screen: Screen, **sampling: float | Non
                 progress.clear()
                 screen.delta(delta)
             reply = stream.reply
+    except CancelledError as exc:
+        raise CancelledError("stopped: the KV of what was read is kept; the same command starts from there") from exc
     finally:
         screen.reply_ended(reply)
     return reply

@@ -151,7 +151,8 @@ def codecs(options: BenchOptions) -> None:
 def retrieval(options: BenchOptions) -> None:
     """Search a library: recall at k.
 
-    Questions over real texts whose places are known, and the time of a search; no model.
+    Questions over real texts whose places are known, and the time of a search; no model. With --model also by the
+    vectors of its token table.
     """
     run_bench("retrieval", options)
 

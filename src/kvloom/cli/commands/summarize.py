@@ -48,10 +48,8 @@ def summarize(
         seen = ToldProgress(progress)
         try:
             summary = kvloom.summarize(found.texts, loom, words=words, progress=seen, is_cancelled=is_cancelled)
-        except CancelledError:
-            progress.clear()
-            output.note(seen.left_words())
-            raise
+        except CancelledError as exc:
+            raise CancelledError(seen.left_words()) from exc
         model = loom.status().model
     output.emit(_document(summary, found, model, tree), lambda: _view(summary, tree))
     output.note(_summary_line(summary))

@@ -77,10 +77,8 @@ def window(
                 text.text, prompt, loom, size=size, overlap=overlap, combine=combine.value, max_tokens=max_tokens,
                 progress=seen, is_cancelled=is_cancelled,
             )  # fmt: skip
-        except CancelledError:
-            progress.clear()
-            output.note(seen.left_words())
-            raise
+        except CancelledError as exc:
+            raise CancelledError(seen.left_words()) from exc
         model = loom.status().model
     output.emit(_document(found, model, text.name), found.text and amounts.printable(found.text))
     output.note(_summary_line(found))

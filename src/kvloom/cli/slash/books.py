@@ -73,10 +73,12 @@ def open_book(chat: Chat, path: Path) -> Book:
     stop = Stop()
     with chat.screen.progress() as progress, cancel_on_interrupt(stop):
         updated = library.add(path, progress, stop.is_cancelled)
-    stop.check(f"stopped: {path.name} is not attached; /load goes on where it stopped")
-    if not library.documents():
-        why = "; ".join(f"{skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED])
+    is_empty = not library.documents()
+    if is_empty:  # a library that nothing is in would only be found in the list
         chat.loom.delete_library(library.name)
+    stop.check(f"stopped: {path.name} is not attached; /load goes on where it stopped")
+    if is_empty:
+        why = "; ".join(f"{skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED])
         raise ContentError(f"there is no text in {path}: {why or 'no file was found'}")
     chat.session.attach(library)
     return Book(path, library, updated)

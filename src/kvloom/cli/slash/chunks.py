@@ -64,6 +64,8 @@ def load(chat: Chat, args: Arguments) -> Result:
                     continue
                 chunk = _load_one(chat, path, failures)
                 loaded += [chunk] if chunk is not None else []
+        except CancelledError:  # Ctrl-C is for all that was asked for, not for this one
+            raise
         except KvloomError as exc:
             failures.append(exc)
     if loaded:

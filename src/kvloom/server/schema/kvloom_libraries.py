@@ -135,6 +135,7 @@ class FoundPassage(View):
     score: float
     coverage: float
     words: list[str]
+    similarity: float | None = Field(None, description="Cosine of its vector and the question's; null without vectors.")
 
 
 class FoundList(View):
@@ -208,6 +209,7 @@ class SourceView(View):
     score: float
     coverage: float
     words: list[str]
+    similarity: float | None = Field(None, description="Cosine of its vector and the question's; null without vectors.")
     num_tokens: int
     tier: TierName
     restore_s: float | None
