@@ -27,7 +27,7 @@ test: ## everything that CI checks: format, lint, types, import rules, docs, tes
 
 bench: ## side by side with llama.cpp's own server; tables, and plots in bench-results/
 	@$(PYTHON) tools/setup.py --extra bench
-	@for name in switch restart fidelity decode codecs room snapshots serve; do \
+	@for name in switch restart fidelity decode codecs room snapshots serve retrieval ask; do \
 		$(KVLOOM) bench $$name --plot bench-results/$$name.svg || exit 1; done
 
 soak: ## long runs that watch memory and correctness
