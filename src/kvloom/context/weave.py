@@ -147,9 +147,11 @@ class Weaver:
             self._device.drop(holding, [drop.resident for drop in plan.drops])
             self._share(holding, plan)
             num_tokens = sum(len(want.tokens) for want in wanted) + num_to_come
-            self._device.promise(holding, num_tokens, is_cancelled)
+            alone = [want for want in computes if Compute(want).alone]
+            self._device.promise(holding, max(num_tokens, self._num_beside(holding, alone)), is_cancelled)
             rows = {want.position: found for want, found in placed}
-            rows |= self._alone_rows([want for want in computes if Compute(want).alone], holding, clock)
+            rows |= self._alone_rows(alone, holding, clock)
+            holding.num_promised = num_tokens
             rotated = self._lay_in_order(holding, [want for want, _ in placed] + computes, rows, clock)
         except BaseException:
             # A half-woven sequence is no manifest's: forget it, everything in it can be had again.
@@ -160,7 +162,7 @@ class Weaver:
             self._computing -= mine
         own = {want.position for want in computes}
         # Of equal parts one was computed, and the others are copies of it.
-        num_computed_tokens = clock.total - _num_repeated([want for want in computes if Compute(want).alone])
+        num_computed_tokens = clock.total - _num_repeated(alone)
         return Weave(
             reused_tokens=plan.num_reused_tokens,
             loaded_tokens=sum(len(want.tokens) for want, _ in placed) + clock.total - num_computed_tokens,
@@ -334,6 +336,13 @@ class Weaver:
                 if want.entry not in computed:
                     computed[want.entry] = self._compute_alone(want, holding, behind, clock)
         return {want.position: computed[want.entry] for want in wanted}
+
+    def _num_beside(self, holding: Holding, alone: Sequence[Wanted]) -> int:
+        """Cells in use, of what is held and of the scratches, while the longest of these is computed."""
+        if not alone:
+            return 0
+        held = self._engine.num_tokens(holding.sequence)
+        return held + len(self._alone_prefix) + max(len(want.tokens) for want in alone)
 
     def alone_prefix(self) -> Wanted:
         """What chunks are computed behind, as an entry at position 0."""

@@ -11,6 +11,7 @@ from kvloom.context.device import Device, Holding
 from kvloom.context.plan import Wanted
 from kvloom.context.variants import Span, blended_spans, composition, keep_blended
 from kvloom.context.weave import EntriesGoneError, Weaver
+from kvloom.engine.base import Run
 from kvloom.engine.fake import FakeEngine
 from kvloom.errors import CancelledError, EngineMemoryError, EngineUnsupportedError, StoreFullError
 from kvloom.kv.rotate import Rotator
@@ -229,3 +230,18 @@ def test_a_blend_that_fails_leaves_an_empty_sequence_and_no_scratch(
     with pytest.raises(KeyboardInterrupt):
         bench.weaver.blend(holding, wanted, [Span(5, 7)], fail)
     bench.check(holding, [])
+
+
+def test_what_is_computed_alone_takes_no_cells_that_are_promised_to_another(bench: Bench) -> None:
+    weaver = Weaver(
+        bench.device, bench.store, Rotator(bench.engine.layout, bench.engine.rope).lay, bench.key, tuple(range(120))
+    )
+    with bench.device.lock:
+        reply = bench.device.holding("reply")
+        reply.is_busy = True
+        bench.device.promise(reply, 300)
+        bench.device.decode([Run(reply.sequence, tuple(b"x" * 100), 0)], reply)
+        with pytest.raises(EngineMemoryError, match="410 more tokens"):
+            weaver.weave(bench.device.holding("other"), [bench.want("q" * 290, 0)])
+        weaver.weave(bench.device.holding("other"), [bench.want("q" * 180, 0)])
+        bench.device.decode([Run(reply.sequence, tuple(b"y" * 200), 100)], reply)
