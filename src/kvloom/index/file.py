@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from kvloom import sqlite_files
 from kvloom.errors import IndexDamagedError, StoreError
+from kvloom.index.values import CLOSED
 from kvloom.text.words import TOKENIZER
 
 FORMAT_VERSION = 1
@@ -25,8 +27,11 @@ _APPLICATION_ID = 0x6B766C69
 _WHEN_DAMAGED = "remove it and add the documents again; only the index is lost, no document"
 _CACHE_KIB = 16 * 1024
 """Pages a connection keeps: the words' index of 100,000 passages mostly fits."""
-_SUFFIXES = ("", "-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database."""
+_SUFFIXES = ("-wal", "-shm", "-journal", "")
+"""What SQLite keeps beside a database, which goes last: a new one must not find what was written for the old."""
+
+_BETWEEN_CHECKPOINTS_S = 0.05
+"""SQLite waits for readers by itself, and not for another process that is at the same work: some milliseconds."""
 
 _TABLES = (
     "CREATE TABLE documents (number INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, "
@@ -136,13 +141,21 @@ class IndexFile:
             return others, self._connection.total_changes
 
     def scrub(self) -> None:
-        """Leaves no byte of deleted rows in the files, unless another process still reads an older state.
+        """Leaves no byte of rows that were ever deleted in the files.
 
-        Rows are zeroed as they go; the words' index forgets what it holds of them only when it is written anew.
+        Rows are zeroed as they go; the words' index forgets what it holds of them only when it is written anew. Raises
+        StoreError where another process goes on reading an older state: the bytes are still there then.
         """
-        with self.lock, self._mapped():
-            self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.execute("INSERT INTO words (words) VALUES ('optimize')")
+        end = time.monotonic() + sqlite_files.BUSY_TIMEOUT_S
+        while self.row("PRAGMA wal_checkpoint(TRUNCATE)")[0]:
+            if time.monotonic() > end:
+                raise StoreError(
+                    f"{self.path}: what was removed is found no more, but its bytes are still in the file, since "
+                    f"another process has been reading it for over {sqlite_files.BUSY_TIMEOUT_S:.0f} s: end it and "
+                    "purge again"
+                )
+            time.sleep(_BETWEEN_CHECKPOINTS_S)
 
     def close(self) -> None:
         """Idempotent."""
@@ -225,7 +238,9 @@ def _damaged(path: Path, why: str) -> IndexDamagedError:
 
 def _of_sqlite_error(path: Path, exc: sqlite3.Error) -> StoreError:
     code = getattr(exc, "sqlite_errorname", "") or ""
-    if sqlite_files.is_damage(exc) or (code.startswith("SQLITE_ERROR") and "closed" not in str(exc)):
+    if isinstance(exc, sqlite3.ProgrammingError) and "closed" in str(exc):
+        return StoreError(CLOSED)
+    if sqlite_files.is_damage(exc) or code.startswith("SQLITE_ERROR"):
         return _damaged(path, str(exc))
     if not code and "decode" in str(exc):
         return _damaged(path, "a text in it is no UTF-8")

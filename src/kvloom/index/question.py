@@ -10,9 +10,12 @@ import math
 import re
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from kvloom.errors import StoreError
+from kvloom.index.values import CLOSED
 from kvloom.text.words import TOKENIZER, joined_names, spaced, word_run
 
 _MAX_WORDS = 256
@@ -47,8 +50,17 @@ _STAND_INS = frozenset(_STAND_IN_WORDS.split())
 """Words that stand for what a question before named."""
 _FEW_WORDS = 2
 """With a word that stands for something, so few words of its own do not say what a question is about."""
+_CAPITAL_NAMES = frozenset({"IT", "US"})
+"""Names that are common words in small letters."""
+_SENTENCE_ENDS = frozenset(".?!:;\n")
+_WORD = re.compile(r"\w+")
 _MIN_PHRASE = 3
 """Words from which a question of nothing but common ones is looked for as it stands: to be or not to be."""
+
+_FILE_NAME_RUN = re.compile(r"[\w./\\-]+")
+_FILE_ENDING = re.compile(r"(?<=\w)\.[A-Za-z]\w{0,7}(?!\w)")
+_MAX_FILE_NAME_CHARS = 300
+"""File systems take 255 for a name; a longer run is pasted data."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +88,59 @@ def weight(num_with: int, num_passages: int) -> float:
     return math.log(1 + (max(0, num_passages - num_with) + 0.5) / (num_with + 0.5))
 
 
-_FILE_NAME = re.compile(r"[\w./\\-]*\w\.[A-Za-z]\w{0,7}(?!\w)")
-
-
 def file_names(question: str) -> tuple[str, ...]:
     """What may be the name of a document (`notes.md`, `json/decoder.py`), as paths are written."""
-    names = (match.replace("\\", "/").strip("/") for match in _FILE_NAME.findall(question))
-    return tuple(dict.fromkeys(names))[:_MAX_NAMES]
+    return tuple(dict.fromkeys(name for _, _, name in _file_names(question)))[:_MAX_NAMES]
+
+
+def without_file_names(question: str, names: Collection[str]) -> str:
+    """The question with a space in the place of each of `names`, which `file_names` gave."""
+    parts, last = [], 0
+    for start, end, name in _file_names(question):
+        if name in names:
+            parts.append(question[last:start])
+            last = end
+    return " ".join([*parts, question[last:]])
+
+
+def _file_names(question: str) -> Iterator[tuple[int, int, str]]:
+    """Where each begins and ends. In time linear in the question: of a run, the last ending alone is looked at."""
+    for run in _FILE_NAME_RUN.finditer(question):
+        if run.end() - run.start() > _MAX_FILE_NAME_CHARS:
+            continue
+        end = max((match.end() for match in _FILE_ENDING.finditer(run[0])), default=0)
+        if end:
+            yield run.start(), run.start() + end, run[0][:end].replace("\\", "/").strip("/")
 
 
 def is_follow_up(question: str) -> bool:
-    """Whether an English question names too little to be looked up alone: "and why?", "who built it?"."""
-    run = word_run(question.encode(errors="replace").decode())
+    """Whether an English question names too little to be looked up alone: "and why?", "who built it?".
+
+    A guess by lists of words: one that names something ("How does it work in Python?") is none, and a name is told by
+    its capital letters alone. So "how does it work in python?" passes for one, and what was asked before it is looked
+    up as well; "Who Built It?" does not, and only its own words are.
+    """
+    question = question.encode(errors="replace").decode()
+    run = word_run(question)
+    if not run or _has_name(question):
+        return False
     own = {word for word in run if word not in _COMMON and word not in _POINTING}
-    return bool(run) and (not own or (len(own) <= _FEW_WORDS and not _STAND_INS.isdisjoint(run)))
+    return not own or (len(own) <= _FEW_WORDS and not _STAND_INS.isdisjoint(run))
+
+
+def _has_name(question: str) -> bool:
+    """Whether a word has a capital letter not for beginning a sentence. SHOUTED questions tell nothing."""
+    if question.isupper():
+        return False
+    last = 0
+    for match in _WORD.finditer(question):
+        word, before = match[0], question[last : match.start()]
+        is_opening = not last or not _SENTENCE_ENDS.isdisjoint(before)
+        is_listed = word.lower() in _COMMON or word.lower() in _POINTING
+        if word in _CAPITAL_NAMES or (not is_listed and any(c.isupper() for c in word[is_opening:])):
+            return True
+        last = match.end()
+    return False
 
 
 class Terms:
@@ -114,7 +165,7 @@ class Terms:
         if is_phrase:
             asked = tuple(dict.fromkeys(run))
         asked = asked[:_MAX_WORDS]
-        with self._lock:
+        with self._held():
             self._fill([("", word) for word in asked])
             rows = self._db.execute("SELECT doc, term FROM found ORDER BY doc, offset DESC").fetchall()
         terms = dict(rows)
@@ -131,7 +182,7 @@ class Terms:
         names = [term for term in terms if " " in term]
         terms = [term for term in terms if " " not in term]
         marks = ", ".join("?" * len(terms))
-        with self._lock:
+        with self._held():
             self._fill([(spaced(heading), spaced(text)) for heading, text in texts])
             rows = self._db.execute(
                 f"SELECT doc, term, col, count(*) FROM found WHERE term IN ({marks}) GROUP BY 1, 2, 3", terms
@@ -154,8 +205,19 @@ class Terms:
 
     def close(self) -> None:
         """Idempotent."""
-        with self._lock:
+        with self._held():
             self._db.close()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The table for one thread, SQLite's errors as ours: another may have closed it."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.ProgrammingError as exc:
+                raise StoreError(CLOSED) from exc
+            except sqlite3.Error as exc:
+                raise StoreError(f"the question could not be looked up ({exc}): ask it in other words") from exc
 
     def _fill(self, texts: Sequence[tuple[str, str]]) -> None:
         self._db.execute("BEGIN")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kvloom.chunk.content import content_id
 from kvloom.errors import UsageError
 from kvloom.index.file import IndexFile, Row, Value
-from kvloom.index.question import Asked, Terms, Word, file_names, weight
+from kvloom.index.question import Asked, Query, Terms, Word, file_names, weight, without_file_names
 from kvloom.index.values import Found
 from kvloom.index.vectors import Vectors, fused
 from kvloom.types import ChunkId
@@ -27,6 +27,8 @@ _PER_FOUND = 3
 """Candidates by either way, and for each passage that is wanted: both orders are near the last one, not the same."""
 _NOT_NAMED = 0.5
 """What a passage's score is multiplied by where the question names documents, and not the passage's."""
+_OPENING_COVERAGE = 0.5
+"""Of the first passages of a named document that has none of the question's other words: see `Found`."""
 _MAX_NAMED = 20
 _MAX_VALUES = 500
 """In one statement; older builds of SQLite take 999."""
@@ -48,25 +50,34 @@ class Search:
         if limit < 1:
             raise UsageError(f"{limit} passages were asked for: ask for at least 1")
         num_candidates = max(_NUM_CANDIDATES, _PER_FOUND * limit)
+        names = file_names(question)
         with self._file.snapshot():
-            asked = self._asked(question)
-            named = self._named(question)
+            by_name = self._named(names)
+            named = list(dict.fromkeys(document for documents in by_name.values() for document in documents))
+            # Whoever writes a document's name asks for it, not for passages that hold the name.
+            asked = self._asked(without_file_names(question, by_name), is_of_documents=bool(named))
             rows = self._rows("p.number", self._by_words(asked, num_candidates, named))
+            openings = [] if any(row[1] in named for row in rows) else self._openings(asked, named, limit)
         if vectors is None:
-            return self._scored(asked, rows, set(named))[:limit]
+            return [*openings, *self._scored(asked, rows, set(named))][:limit]
         # Not in the snapshot: an embedder may take its time, and a passage that leaves meanwhile is no row below.
         near = vectors.near(self._file, question, [(w.asked, asked.weights[w.term]) for w in asked.query.words])
         # By vectors alone a passage is found by its text; words are looked for in it all the same.
         rows += self._rows("p.id", near.first(num_candidates))
         scored = self._scored(asked, rows, set(named))
-        return fused(scored, near, limit, lambda one: 1.0 if not named or one.document in named else _NOT_NAMED)
+        found = fused(scored, near, limit, lambda one: 1.0 if not named or one.document in named else _NOT_NAMED)
+        if any(one.document in named for one in found):  # by a vector that is a find by itself
+            return found
+        return [*(replace(one, similarity=near.similarity(one.id)) for one in openings), *found][:limit]
 
     def close(self) -> None:
         """Idempotent."""
         self._terms.close()
 
-    def _asked(self, question: str) -> Asked:
+    def _asked(self, question: str, *, is_of_documents: bool) -> Asked:
         query = self._terms.of_question(question)
+        if query.phrase and is_of_documents:  # "what is in", the name left out, is no phrase to look for
+            query = Query(())
         num_passages, num_chars = self._file.row("SELECT num_passages, num_chars FROM totals")
         # A name that stands nowhere is not missing in any passage: its words may be there, written otherwise.
         query = replace(query, words=tuple(w for w in query.words if " " not in w.term or self._num_with(w.term)))
@@ -91,16 +102,38 @@ class Search:
                 self._frequency[term] = number
         return number
 
-    def _named(self, question: str) -> list[str]:
-        """The documents that the question names, by their whole names or by what they end with."""
-        named: dict[str, None] = {}
-        for name in file_names(question):
+    def _named(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """The documents that each of `names` names, by their whole names or by what they end with; at least one."""
+        named: dict[str, list[str]] = {}
+        for name in names:
             like = re.sub(r"([%_!])", r"!\1", name)
             rows = self._file.rows("SELECT name FROM documents WHERE name LIKE ? ESCAPE '!'", (like,))
             rows = rows or self._file.rows("SELECT name FROM documents WHERE name LIKE ? ESCAPE '!'", (f"%/{like}",))
-            if len(rows) <= _MAX_NAMED:  # a name that many have names none of them
-                named |= dict.fromkeys(document for (document,) in rows)
-        return list(named)
+            if 0 < len(rows) <= _MAX_NAMED:  # a name that many have names none of them
+                named[name] = [document for (document,) in rows]
+        return named
+
+    def _openings(self, asked: Asked, named: Sequence[str], limit: int) -> list[Found]:
+        """The first passages of each document that is named, those that stand first before others: see `Found`."""
+        placed: list[tuple[int, Row]] = []
+        for name in named:
+            rows = self._file.rows(
+                "SELECT p.position, p.id, d.name, p.first_line, p.last_line, p.heading, p.text FROM passages p "
+                "JOIN documents d ON p.document = d.number WHERE d.name = ? ORDER BY p.position LIMIT ?",
+                (name, limit),
+            )
+            placed += [(row[0], row[1:]) for row in rows]
+        unique: dict[bytes, Row] = {}
+        for _, row in sorted(placed, key=lambda one: one[0]):
+            unique.setdefault(row[0], row)
+        coverage = _OPENING_COVERAGE if asked.query.words else 1.0
+        return [
+            Found(
+                checked_id(self._file, key, text), name, first_line, last_line, heading, text,
+                score=1 - (1 - _NOT_NAMED) * number / limit, words=(), coverage=coverage,
+            )
+            for number, (key, name, first_line, last_line, heading, text) in enumerate(list(unique.values())[:limit])
+        ]  # fmt: skip
 
     def _numbers_of(self, named: Sequence[str]) -> npt.NDArray[np.int64]:
         numbers = [

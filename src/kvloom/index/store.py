@@ -82,7 +82,11 @@ class LibraryIndex:
 
     def forget(self, id: ChunkId) -> int:  # noqa: A002 - the field's name
         """Takes every passage with this text out; how many. A file that still holds it brings it back only when it is
-        read again, which is when it changes."""
+        read again, which is when it changes.
+
+        No byte of it stays in the files, of an earlier version that an update took out neither. Raises StoreError where
+        another process keeps it from being wiped; the next call goes on from there.
+        """
         key = _blob(id)
         with self._file.transaction():
             rows = self._file.rows("SELECT number, document FROM passages WHERE id = ?", (key,))
@@ -90,8 +94,8 @@ class LibraryIndex:
             for _, document in rows:
                 self._file.execute("UPDATE documents SET num_passages = num_passages - 1 WHERE number = ?", (document,))
             self._file.execute("DELETE FROM vectors WHERE id = ?", (key,))
-        if rows:
-            self._file.scrub()
+        # Without rows too: an edit may have taken the text out before, or a crash come between the two.
+        self._file.scrub()
         return len(rows)
 
     def add_root(self, path: Path | str) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 from kvloom.read.document import DocumentKind, Skipped
 from kvloom.types import ChunkId
 
+CLOSED = "the library was closed or deleted meanwhile: ask again"
+"""What a closed index says to whatever it is asked."""
+
 
 @dataclass(frozen=True)
 class DocumentInfo:
@@ -48,8 +51,13 @@ class Found(StoredPassage):
 
     `score`: 0 … 1, comparable within one search. `words`: those of the question that it holds, as they were asked.
     `coverage`: their share of the question's weight, 0 … 1, rare words weighing more and words that no passage has
-    most: comparable between searches, and what tells a find from an accident. `similarity`: the cosine of its vector
-    and the question's, None where no vectors were asked. `is_near`: it makes a find of the passage by itself.
+    most: comparable between searches, and what tells a find from an accident. Of a question that names documents (by
+    `notes.md`) the words beside their names count. `similarity`: the cosine of its vector and the question's, None
+    where no vectors were asked. `is_near`: it makes a find of the passage by itself.
+
+    Where no passage of the named documents has such a word, they give their first passages, which hold no `words`:
+    `score` falls from 1 to a half by their place, `coverage` is 1 where the question has no word beside the names, and
+    a half where it has some: the name is taken for half of what was asked.
     """
 
     score: float

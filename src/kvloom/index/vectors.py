@@ -144,8 +144,7 @@ class Vectors:
                 f"the embedder {self.name} gives {asked.shape[0]} dimensions, its stored vectors have "
                 f"{matrix.shape[1]}: give another embedder another name"
             )
-        cosines = matrix @ (asked / max(float(np.linalg.norm(asked)), 1e-12))
-        return Near(keys, cosines, self._embedder.least_similarity)
+        return Near(keys, matrix @ _normed(asked[None])[0], self._embedder.least_similarity)
 
     def _loaded(self, file: IndexFile) -> tuple[list[bytes], F32Array]:
         version = (file.path, file.version_of_data())
@@ -156,18 +155,31 @@ class Vectors:
                     raise file.damaged(f"vectors of {self.name} differ in length")
                 data = b"".join(vector for _, vector in rows)
                 matrix = np.frombuffer(data, "<f2").astype(np.float32).reshape(len(rows), -1) if rows else _NOTHING
-                self._held = (version, [key for key, _ in rows], matrix)
+                self._held = (version, [key for key, _ in rows], _finite(matrix))
             return self._held[1], self._held[2]
 
     def _unit(self, texts: Sequence[str]) -> F32Array:
         rows = np.asarray(self._embedder.embed(texts), dtype=np.float32)
         if rows.ndim != 2 or rows.shape[0] != len(texts):
             raise UsageError(f"the embedder {self.name} gave an array of {rows.shape} for {len(texts)} texts")
-        unit: F32Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        return unit
+        return _normed(rows)
 
 
 _NOTHING: F32Array = np.empty((0, 0), np.float32)
+
+
+def _finite(rows: F32Array) -> F32Array:
+    """A row with NaN or infinity in it says nothing, and would make every score NaN: zeros stand for it."""
+    is_sound = np.isfinite(rows).all(axis=1, keepdims=True)
+    return rows if is_sound.all() else np.where(is_sound, rows, np.float32(0))
+
+
+def _normed(rows: F32Array) -> F32Array:
+    """Rows of length 1, or of zeros."""
+    rows = _finite(rows)
+    with np.errstate(over="ignore"):  # of numbers near the largest that there are: zeros, too
+        unit: F32Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def fused(scored: Sequence[Found], near: Near, limit: int, discount: Callable[[Found], float]) -> list[Found]:

@@ -1,18 +1,22 @@
 """The process that reads PDF and HTML: orders on stdin, what is in the files on stdout. Knows no clock and no index.
 
-An order is a line of JSON with the file's bytes behind it, an answer the number of its bytes in a line, then JSON.
+Once it can read it says so in a line. An order is a line of JSON with the file's bytes behind it, an answer the number
+of its bytes in a line, then JSON.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from typing import IO
 
 from kvloom.errors import ContentError
+from kvloom.read.apart import READY
 from kvloom.read.document import ReadLimits
 from kvloom.read.extract import extract
 
@@ -24,7 +28,9 @@ def main() -> None:
     """Until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asked, who ends this
     _bound_memory()
-    asked, answered = sys.stdin.buffer, sys.stdout.buffer
+    asked, answered = sys.stdin.buffer, _own_stdout()
+    answered.write(READY)
+    answered.flush()
     while line := asked.readline():
         order = json.loads(line)
         data = asked.read(order["size"])
@@ -42,6 +48,16 @@ def _answer(data: bytes, name: str, limits: ReadLimits) -> dict[str, str]:
         return asdict(extract(data, name, limits))
     except ContentError as exc:
         return {"why": str(exc)}
+
+
+def _own_stdout() -> IO[bytes]:
+    """What answers are written to; what parsers print from here on, into stdout and stderr, goes nowhere."""
+    own = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return own
 
 
 def _bound_memory() -> None:

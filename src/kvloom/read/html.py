@@ -13,11 +13,13 @@ from bs4.element import NavigableString, PageElement, PreformattedString, Tag
 from kvloom.errors import ContentError
 from kvloom.read.document import DocumentKind, Extract, ReadLimits
 
-_DROPPED_TAGS = "script style noscript template head title nav svg math iframe object canvas form button select"
+_DROPPED_TAGS = (
+    "script style noscript template head title nav svg math iframe object canvas button select textarea datalist"
+)
 _DROPPED = frozenset(_DROPPED_TAGS.split())
 _PARAGRAPH_TAGS = (
     "p div section article main header footer aside blockquote ul ol dl table figure figcaption details summary "
-    "address hr body pre h1 h2 h3 h4 h5 h6"
+    "form fieldset legend address hr body pre h1 h2 h3 h4 h5 h6"
 )
 _PARAGRAPHS = frozenset(_PARAGRAPH_TAGS.split())
 _LINES = frozenset({"li", "tr", "dt", "dd", "br", "caption"})
@@ -49,7 +51,9 @@ def read_html(data: bytes, name: str, limits: ReadLimits) -> Extract:
             f"{name} holds {len(text):,} characters of text, the limit is {limits.max_text_chars:,}: split it"
         )
     if not text.strip():
-        raise ContentError(f"{name} holds no text outside of scripts and forms: save the page as it is shown")
+        raise ContentError(
+            f"{name} holds no text outside of scripts and fields to fill in: save the page as it is shown"
+        )
     encoding = decoded.original_encoding
     note = "" if encoding in (None, "utf-8", "ascii") else f"read as {encoding}"
     return Extract(text, DocumentKind.HTML, note)

@@ -73,7 +73,7 @@ def _why(exc: ContentError, name: str) -> str:
 
 
 def _reason_without_text(exc: ContentError, data: bytes) -> SkipReason:
-    if isinstance(exc.__cause__, TimeoutError):  # on a machine that is less busy it may be read
+    if isinstance(exc.__cause__, TimeoutError | ChildProcessError):  # on a machine that is less busy it may be read
         return SkipReason.UNREADABLE
     return SkipReason.NOT_TEXT if data.strip() else SkipReason.EMPTY
 

@@ -57,8 +57,7 @@ class LoomLibraries(ABC):
         if not file.is_file():
             known = ", ".join(names_in(self.home)) or "there is none yet"
             raise UsageError(f"there is no library {name!r}; libraries here: {known}")
-        self._libraries.close(file)
-        LibraryIndex.delete(file)
+        self._libraries.delete(file, LibraryIndex.delete)
 
     def _open_libraries(self) -> None:
         self._libraries = OpenLibraries()

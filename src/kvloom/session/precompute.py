@@ -37,6 +37,8 @@ class Precomputed:
     num_known: int
     computed_tokens: int
     is_complete: bool = True
+    num_too_long: int = 0
+    """Passed over, since the window cannot hold them: no question can get them either."""
 
 
 def precompute(
@@ -46,8 +48,8 @@ def precompute(
     is_cancelled: Callable[[], bool],
     max_tokens: int | None = None,
 ) -> Precomputed:
-    """What is stored already is passed over without being tokenized. Raises EngineUnsupportedError where KV that was
-    computed alone is of no use.
+    """What is stored already is passed over without being tokenized, and what the window cannot hold without being
+    computed. Raises EngineUnsupportedError where KV that was computed alone is of no use.
 
     `max_tokens`: stop before more would be computed; a first passage that is longer alone is computed all the same.
     """
@@ -59,12 +61,13 @@ def precompute(
         )
     unique = list({passage.id: passage for passage in passages}.values())
     entries = PassageEntries(loom._database, _setting(loom))
-    num_done = num_computed = num_tokens = 0
+    num_done = num_computed = num_too_long = num_tokens = 0
 
     def so_far(*, is_complete: bool) -> Precomputed:
-        return Precomputed(len(unique), num_computed, num_done - num_computed, num_tokens, is_complete)
+        num_known = num_done - num_computed - num_too_long
+        return Precomputed(len(unique), num_computed, num_known, num_tokens, is_complete, num_too_long)
 
-    for num_known, batch in _batches(loom, unique, entries, max_tokens):
+    for passed, batch in _batches(loom, unique, entries, max_tokens):
         missing = [one for one in batch if not _is_stored(loom, one[0])]
         if is_cancelled() or (num_computed and _is_over(max_tokens, num_tokens, missing)):
             return so_far(is_complete=False)
@@ -74,7 +77,8 @@ def precompute(
             except CancelledError:
                 return so_far(is_complete=False)
         entries.add((passage.ref, passage.name, _entries(loom, passage)) for passage, _ in batch)
-        num_done += num_known + len(batch)
+        num_done += passed.num_known + passed.num_too_long + len(batch)
+        num_too_long += passed.num_too_long
         num_computed += len(missing)
         if progress is not None:
             progress(Progress("computing passages", num_done, len(unique), "passages"))
@@ -86,29 +90,42 @@ _Named = tuple[Passage, str]
 """A passage as it stands in a prompt, and its text."""
 
 
+@dataclass
+class _Passed:
+    """How many passages before a batch need nothing, or can get nothing."""
+
+    num_known: int = 0
+    num_too_long: int = 0
+
+
 def _is_over(max_tokens: int | None, num_tokens: int, missing: Sequence[_Named]) -> bool:
     return max_tokens is not None and num_tokens + sum(one.num_tokens for one, _ in missing) > max_tokens
 
 
 def _batches(
     loom: Loom, passages: Sequence[StoredPassage], entries: PassageEntries, max_tokens: int | None
-) -> Iterator[tuple[int, list[_Named]]]:
-    """Passages that stand on the device together, with how many before them are known to be stored."""
-    room = max(1, min(loom.window, loom.pool.window) // BATCH_SHARE)
+) -> Iterator[tuple[_Passed, list[_Named]]]:
+    """Passages that stand on the device together, with what was passed over before them."""
+    window = min(loom.window, loom.pool.window)
+    longest = window - _bare(loom).num_tokens
+    room = max(1, window // BATCH_SHARE)
     room = room if max_tokens is None else min(room, max_tokens)
     batch: list[_Named] = []
-    num_tokens = num_known = 0
+    num_tokens, passed = 0, _Passed()
     for one in _named(loom, passages, entries):
         if one is None:
-            num_known += 1
+            passed.num_known += 1
+            continue
+        if one[0].num_tokens > longest:
+            passed.num_too_long += 1
             continue
         if batch and num_tokens + one[0].num_tokens > room:
-            yield num_known, batch
-            batch, num_tokens, num_known = [], 0, 0
+            yield passed, batch
+            batch, num_tokens, passed = [], 0, _Passed()
         batch.append(one)
         num_tokens += one[0].num_tokens
-    if batch or num_known:
-        yield num_known, batch
+    if batch or passed != _Passed():
+        yield passed, batch
 
 
 def _named(loom: Loom, passages: Sequence[StoredPassage], entries: PassageEntries) -> Iterator[_Named | None]:
@@ -141,6 +158,11 @@ def _is_stored(loom: Loom, passage: Passage) -> bool:
     return all(map(loom.store.contains, _entries(loom, passage)))
 
 
+def _bare(loom: Loom) -> Manifest:
+    """What passages stand behind while they are computed."""
+    return Manifest(fidelity=Fidelity.SPLICE, model=loom.engine.fingerprint).with_head(loom.prompts.head(""), "")
+
+
 def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], bool]) -> int:
     """The tokens that were computed."""
     loom.guard.check()
@@ -148,10 +170,9 @@ def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], boo
     for passage, text in named:
         loom.shelf.add_passage(passage.ref, passage.name, text)
         passages.append(passage)
-    bare = Manifest(fidelity=Fidelity.SPLICE, model=loom.engine.fingerprint).with_head(loom.prompts.head(""), "")
     runner = loom.runner(OWNER, _Asked(is_cancelled))
     try:
-        _, warmed = runner.warm(with_passages(bare, passages), None)
+        _, warmed = runner.warm(with_passages(_bare(loom), passages), None)
     finally:
         runner.close()
     return warmed.computed_tokens

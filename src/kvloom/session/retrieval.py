@@ -97,13 +97,14 @@ class Retrieval:
 
     def _asked(self, text: str, manifest: Manifest) -> str:
         """What is looked up: of a question that names too little ("and why?") also what was asked before it, back to
-        the one that says what it is about."""
+        the one that says what it is about. The newest first: of a long text only the first words are looked up."""
         asked = [text]
-        for slot in manifest.turns[: -MAX_ASKED_BEFORE - 1 : -1]:
+        turns = [slot for slot in manifest.turns if not slot.is_summary]  # nobody asked what a summary answers
+        for slot in turns[: -MAX_ASKED_BEFORE - 1 : -1]:
             if not is_follow_up(asked[-1]):
                 break
             asked.append(self._desk.history.turn(slot.ref).user)
-        return "\n".join(reversed(asked))
+        return "\n".join(asked)
 
     def _search(self, text: str, manifest: Manifest) -> tuple[list[Hit], list[str]]:
         """The most relevant passages of all attached libraries, each chunk once, and what was wrong with some."""

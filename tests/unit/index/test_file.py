@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_file_that_is_no_database_is_damaged_and_can_be_built_anew(tmp_path: P
         assert index.update([document("a.md", "Words again.")]).num_added == 1
     LibraryIndex.delete(path)
     LibraryIndex.delete(path)
+
+
+def test_what_stands_beside_an_index_is_removed_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, gone = built(tmp_path), list[str]()
+    unlink = Path.unlink
+
+    def seen(file: Path, missing_ok: bool = False) -> None:
+        gone.append(file.name)
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    LibraryIndex.delete(path)
+    assert gone[-1] == path.name and {f"{path.name}-wal", f"{path.name}-shm", f"{path.name}-journal"} == set(gone[:-1])
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -121,3 +135,25 @@ def test_a_closed_index_says_so_and_closes_twice(tmp_path: Path) -> None:
     index.close()
     with pytest.raises(StoreError, match="closed"):
         index.documents()
+
+
+def test_whatever_is_asked_of_an_index_that_another_thread_closed_says_to_ask_again(tmp_path: Path) -> None:
+    index = LibraryIndex.open(tmp_path / "books.sqlite3")
+    index.update([document("a.md", "Bees fly.\n")])
+    search = index._search
+    index._file.close()
+    calls: list[Callable[[], object]] = [
+        index.documents,
+        lambda: index.search("bees"),
+        lambda: index.num_passages,
+        lambda: index.remove("a.md"),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match=r"^the library was closed or deleted meanwhile: ask again$"):
+            call()
+    search.close()
+    search.close()
+    calls = [lambda: search._terms.of_question("bees"), lambda: search._terms.counts([("", "bees")], ["bees"])]
+    for call in calls:
+        with pytest.raises(StoreError, match=r"^the library was closed or deleted meanwhile: ask again$"):
+            call()

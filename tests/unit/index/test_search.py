@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from kvloom.errors import UsageError
 from kvloom.index import LibraryIndex
-from kvloom.index.question import Terms, weight
+from kvloom.index.question import Terms, file_names, weight, without_file_names
 from kvloom.read import DocumentKind
+from kvloom.text.words import joined_names
 from tests.unit.index.texts import document, prose
 
 
@@ -221,3 +222,83 @@ def test_a_name_with_signs_of_a_pattern_names_nothing_else(index: LibraryIndex) 
     index.update([document("a_b.md", "Bees fly.\n"), document("axb.md", "Bees fly, and bees hum.\n")])
     assert first(index, "axb.md: bees") == "axb.md"
     assert first(index, "a_b.md: bees") == "a_b.md"
+
+
+@pytest.fixture(scope="module")
+def villages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibraryIndex]:
+    """120 documents, every ninth of a bell; `long.md` has several passages."""
+    texts = {
+        f"notes{n}.md": f"The {'tower' if n % 9 else 'bell'} of village{n} weighs {n} stone.\n" for n in range(120)
+    }
+    texts["long.md"] = "The first words.\n\n" + prose(8_000)
+    with LibraryIndex.open(tmp_path_factory.mktemp("villages") / "a.sqlite3") as opened:
+        opened.update([document(name, text) for name, text in texts.items()])
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "question", ["What does notes18.md say about the bell?", "Is there a bell in /notes18.md, as notes18.md says?"]
+)
+def test_the_name_of_a_document_is_no_word_that_its_passages_lack(villages: LibraryIndex, question: str) -> None:
+    best, second, *_ = villages.search(question)
+    assert (best.document, best.words) == ("notes18.md", ("bell",))
+    assert best.coverage == villages.search("What is said about the bell?")[0].coverage > 0.2
+    assert best.score > second.score
+
+
+def test_a_name_that_no_document_has_stays_in_the_question(villages: LibraryIndex) -> None:
+    (best, *_) = villages.search("What does village18.md say?")
+    assert (best.document, best.words) == ("notes18.md", ("village18",))
+
+
+def test_a_document_named_alone_gives_its_first_passages(villages: LibraryIndex) -> None:
+    found = villages.search("What is in long.md?", 4)
+    assert [one.id for one in found] == [one.id for one in list(villages.passages("long.md"))[:4]]
+    assert len(found) == 4
+    assert all(one.coverage == 1 and one.words == () for one in found)
+    scores = [one.score for one in found]
+    assert scores == sorted(set(scores), reverse=True)
+    assert scores[0] == 1 and scores[-1] > 0.5
+
+
+def test_a_named_document_without_the_other_words_comes_before_those_that_have_them(villages: LibraryIndex) -> None:
+    best, second, *_ = villages.search("What does notes18.md say of a tower?")
+    assert (best.document, best.words, best.coverage) == ("notes18.md", (), 0.5)
+    assert second.words == ("tower",)
+    (alone,) = villages.search("summarize notes18.md")
+    assert (alone.document, alone.coverage) == ("notes18.md", 0.5)
+
+
+def test_a_pasted_page_without_spaces_is_looked_through_at_once() -> None:
+    for page in (
+        "a" * 200_000,
+        "a." * 100_000,
+        "/" * 200_000,
+        "a.1" * 70_000,
+        "ab.cd/" * 33_000,
+        ("x" * 299 + " ") * 670,
+    ):
+        began = time.perf_counter()
+        names = file_names(f"see notes.md: {page}")
+        without_file_names(page, names)
+        joined_names(page)
+        assert time.perf_counter() - began < 1, page[:8]
+        assert names[0] == "notes.md"
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("notes.md and json/decoder.py.", ("notes.md", "json/decoder.py")),
+        ("guide\\cats.md, /guide/cats.md, a.b.c and x.tar.gz", ("guide/cats.md", "a.b.c", "x.tar.gz")),
+        ("v1.2 of 3.14, e.g. nothing...", ("e.g",)),
+        ("notes.md.2", ("notes.md",)),
+        ("a" * 400 + ".md", ()),
+    ],
+)
+def test_names_of_files_are_told_from_other_words(question: str, expected: tuple[str, ...]) -> None:
+    assert file_names(question) == expected
+
+
+def test_only_the_names_that_are_given_leave_a_question() -> None:
+    assert without_file_names("of b.md in a\\b.md, b.md?", ["b.md"]).split() == ["of", "in", "a\\b.md,", "?"]

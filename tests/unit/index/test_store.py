@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kvloom.chunk.content import read_text
+from kvloom.errors import StoreError
 from kvloom.index import LibraryIndex, Progress
+from kvloom.index.file import IndexFile
 from kvloom.read import Document, Skipped, SkipReason, Unchanged, read
 from tests.unit.index.texts import document, prose
 
@@ -28,6 +33,10 @@ def matched(index: LibraryIndex) -> int:
     """Rows in the words' index that hold `marker`: what stays behind of a removed passage would be here."""
     rows = index._file.rows("SELECT count(*) FROM words WHERE words MATCH 'marker'")
     return int(rows[0][0])
+
+
+def files_with(folder: Path, word: bytes) -> list[str]:
+    return [path.name for path in folder.iterdir() if word in path.read_bytes()]
 
 
 def test_a_document_is_kept_with_its_passages(index: LibraryIndex) -> None:
@@ -105,6 +114,57 @@ def test_a_forgotten_passage_leaves_no_byte_in_the_files(index: LibraryIndex) ->
     for path in index.path.parent.iterdir():
         assert b"xylozebra" not in path.read_bytes()
         assert b"xylozebr" not in path.read_bytes()
+
+
+def test_forgetting_leaves_no_byte_of_what_an_edit_took_out_before(index: LibraryIndex) -> None:
+    more = [document(f"{n}.md", f"Other text {n}.\n") for n in range(30)]
+    index.update([document("b.md", "The passphrase is xylozebra.\n"), *more])
+    (found,) = index.search("xylozebra")
+    index.update([document("b.md", "Nothing here.\n")])
+    assert index.forget(found.id) == 0
+    assert files_with(index.path.parent, b"xylozebra") == []
+    index.close()
+    assert files_with(index.path.parent, b"xylozebra") == []
+
+
+def test_forgetting_goes_on_where_a_crash_came_before_the_files_were_wiped(
+    index: LibraryIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [document(f"{n}.md", f"Other text {n}.\n") for n in range(30)]
+    index.update([document("b.md", "The passphrase is xylozebra.\n"), *more])
+    (found,) = index.search("xylozebra")
+
+    def crash(self: IndexFile) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexFile, "scrub", crash)
+        with pytest.raises(KeyboardInterrupt):
+            index.forget(found.id)
+    with LibraryIndex.open(index.path) as again:
+        assert again.forget(found.id) == 0
+    assert files_with(index.path.parent, b"xylozebra") == []
+
+
+def test_a_reader_that_keeps_removed_bytes_is_told_of_and_waited_for(
+    index: LibraryIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvloom.sqlite_files.BUSY_TIMEOUT_S", 0.1)
+    more = [document(f"{n}.md", f"Other text {n}.\n") for n in range(30)]
+    index.update([document("b.md", "The passphrase is xylozebra.\n"), *more])
+    (found,) = index.search("xylozebra")
+    with LibraryIndex.open(index.path) as impatient:
+        with closing(sqlite3.connect(index.path, isolation_level=None, check_same_thread=False)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM passages").fetchone()
+            with pytest.raises(StoreError, match="its bytes are still in the file"):
+                impatient.forget(found.id)
+            assert impatient.search("xylozebra") == []
+            timer = threading.Timer(0.2, reader.rollback)
+            timer.start()
+            index.forget(found.id)
+            timer.join()
+        assert files_with(index.path.parent, b"xylozebra") == []
 
 
 def test_documents_whose_files_are_gone_leave_and_others_stay(index: LibraryIndex, tmp_path: Path) -> None:

@@ -194,3 +194,56 @@ def test_what_is_near_gains_a_share_of_the_best_and_nothing_is_taken_away() -> N
     assert [one.text for one in order] == ["b", "a", "c"]
     assert [one.score * (1 + NEAR_WEIGHT) for one in order] == pytest.approx([0.45 + 0.5 * NEAR_WEIGHT, 0.5, 0.2])
     assert [one.text for one in fused(scored, near, 3, lambda _: 0.1)] == ["a", "b", "c"]
+
+
+class Broken(Topics):
+    """Gives a row of `number` for each text that holds `word`."""
+
+    def __init__(self, word: str, number: float) -> None:
+        super().__init__()
+        self.word, self.number = word, number
+
+    def _rows(self, texts: Sequence[str]) -> F32Array:
+        rows = super()._rows(texts)
+        rows[[self.word in text for text in texts]] = self.number
+        return rows
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3e38])
+def test_a_vector_that_is_no_number_counts_as_zeros(index: LibraryIndex, number: float) -> None:
+    vectors = Vectors(Broken("oven", number))
+    assert vectors.update(index)
+    (near,) = index.search("ocean", 3, vectors)
+    assert (near.document, near.is_near) == ("sea.md", True)
+    (found,) = index.search("bread", 3, vectors)
+    assert (found.document, found.similarity, found.words) == ("bread.md", 0, ("bread",))
+    assert all(0 < one.score <= 1 for one in (near, found))
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_a_question_without_a_vector_goes_by_its_words(index: LibraryIndex, number: float) -> None:
+    vectors = Vectors(Broken("bread?", number))
+    assert vectors.update(index)
+    (found,) = index.search("bread?", 3, vectors)
+    assert (found.document, found.similarity) == ("bread.md", 0)
+    assert 0 < found.score <= 1
+
+
+def test_stored_vectors_that_are_no_numbers_count_as_zeros(index: LibraryIndex) -> None:
+    vectors = Vectors(Topics())
+    assert vectors.update(index)
+    index._file.execute("UPDATE vectors SET vector = ?", (np.full(3, np.nan, "<f2").tobytes(),))
+    (found,) = index.search("bread", 3, vectors)
+    assert (found.document, found.similarity) == ("bread.md", 0)
+
+
+def test_a_document_named_alone_gives_its_first_passages_beside_vectors(index: LibraryIndex) -> None:
+    embedder = Topics()
+    vectors = Vectors(embedder)
+    assert vectors.update(index)
+    (by_vector,) = index.search("What does sea.md say about the ocean?", 3, vectors)
+    assert (by_vector.document, by_vector.is_near) == ("sea.md", True)
+    embedder.least_similarity = np.inf
+    (opening,) = index.search("What is in bread.md?", 3, vectors)
+    assert (opening.document, opening.score, opening.coverage) == ("bread.md", 1, 1)
+    assert opening.similarity == pytest.approx(1, abs=0.01)

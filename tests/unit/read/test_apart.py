@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvloom.errors import CancelledError, ContentError
+from kvloom.errors import CancelledError, ContentError, StoreError
+from kvloom.index import LibraryIndex
 from kvloom.read import Document, ReadLimits, Skipped, SkipReason, extract, read
 from kvloom.read import apart as apart_module
 from kvloom.read.apart import Apart
@@ -98,12 +99,92 @@ def test_an_interrupt_ends_the_process(apart: Apart) -> None:
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_process_that_ended_by_a_file_is_told_and_started_anew(apart: Apart) -> None:
+def test_a_process_that_was_killed_is_started_anew_and_the_file_is_read_all_the_same(apart: Apart) -> None:
     apart.extract(PAGE, "a.html")
-    os.kill(processes()[0].pid, signal.SIGSEGV)
-    with pytest.raises(ContentError, match=r"a.html could not be read: it is damaged, or takes more memory"):
-        apart.extract(PAGE, "a.html")
+    os.kill(processes()[0].pid, signal.SIGKILL)
     assert "Glocke" in apart.extract(PAGE, "a.html").text
+
+
+def at_start_of_python(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Code that every Python runs that is started from now on."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+THE_READER = "import os, sys, time, kvloom.read.extract\nit = sys.modules['kvloom.read.extract']\n"
+DIES_WHILE_READING = f"{THE_READER}it.extract = lambda *_: os.kill(os.getpid(), 9)\n"
+IS_KILLED_AT_START = "import os; os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.parametrize("code", [DIES_WHILE_READING, IS_KILLED_AT_START], ids=["reading", "starting"])
+def test_a_document_stays_known_where_the_process_that_reads_it_ends_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    file = tmp_path / "a.html"
+    file.write_bytes(PAGE)
+    at_start_of_python(tmp_path / "site", monkeypatch, "")
+    with LibraryIndex.open(tmp_path / "index") as index:
+        index.update(read([file]))
+        file.write_bytes(PAGE * 2)
+        at_start_of_python(tmp_path / "site", monkeypatch, code)
+        updated = index.update(read([file]))
+        (skipped,) = updated.skipped
+        assert skipped.reason is SkipReason.UNREADABLE
+        assert skipped.why.startswith("could not be read: the process that reads it ended, and so did a second one")
+        assert (updated.num_removed, index.num_documents) == (0, 1)
+        assert index.search("Glocke")
+        at_start_of_python(tmp_path / "site", monkeypatch, "")
+        assert index.update(read([file])).num_changed == 1
+    assert processes() == []
+
+
+def test_both_tries_together_have_the_time_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"{THE_READER}it.extract = lambda *_: (time.sleep(0.6), os._exit(1))\n"
+    at_start_of_python(tmp_path / "site", monkeypatch, code)
+    with Apart(LIMITS, most_s=1.0) as apart, pytest.raises(ContentError, match="could not be read within 1 s"):
+        apart.extract(PAGE, "a.html")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import sys; sys.modules['kvloom.read.extract'] = None", "ModuleNotFoundError"),
+        ("import os; os._exit(3)", "it ended with status 3"),
+    ],
+)
+def test_a_process_that_cannot_start_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
+) -> None:
+    at_start_of_python(tmp_path / "site", monkeypatch, code)
+    with Apart(LIMITS) as apart, pytest.raises(StoreError, match=f"is to read a.html cannot start .*{why}"):
+        apart.extract(PAGE, "a.html")
+    assert processes() == []
+
+
+def test_what_anything_prints_in_the_process_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = (
+        f"{THE_READER}real = it.extract\n"
+        "def extract(*given):\n    print('in the midst', flush=True)\n    os.write(2, b'x' * 200_000)\n"
+        "    return real(*given)\n"
+        "it.extract = extract\nos.write(1, b'hello\\n12')\n"
+    )
+    at_start_of_python(tmp_path / "site", monkeypatch, loud)
+    with Apart(LIMITS, most_s=20) as apart:
+        for _ in range(2):
+            assert "Glocke" in apart.extract(PAGE, "a.html").text
+
+
+@pytest.mark.parametrize("answer", ["hello\\n", "3\\n{}", "2\\n[]"])
+def test_what_is_no_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    says = (
+        f"{THE_READER}own = os.dup(1)\n"
+        f"def extract(*_):\n    os.write(own, b'{answer}')\n    os._exit(0)\n"
+        "it.extract = extract\n"
+    )
+    at_start_of_python(tmp_path / "site", monkeypatch, says)
+    with Apart(LIMITS) as apart, pytest.raises(ContentError, match="could not be read: the process"):
+        apart.extract(PAGE, "a.html")
 
 
 def test_a_process_whose_parent_was_killed_ends_by_itself() -> None:
@@ -111,12 +192,13 @@ def test_a_process_whose_parent_was_killed_ends_by_itself() -> None:
         apart.extract(PAGE, "a.html")
         child, process = processes()[0], apart._child
         assert process is not None
-        process.ask(_order(SLOW, 0.5), SLOW)  # nobody looks at the clock
+        process.ask(_order(SLOW, 0.5))  # nobody looks at the clock
         child.wait(10)
 
 
-def _order(data: bytes, most_s: float) -> bytes:
-    return b'{"name": "slow.pdf", "limits": {}, "size": %d, "most_s": %g}\n' % (len(data), most_s)
+def _order(data: bytes, most_s: float) -> apart_module._Order:
+    line = b'{"name": "slow.pdf", "limits": {}, "size": %d, "most_s": %g}\n' % (len(data), most_s)
+    return apart_module._Order("slow.pdf", line, data, most_s, time.monotonic() + most_s)
 
 
 def test_a_folder_is_read_past_a_file_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

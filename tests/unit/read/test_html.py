@@ -43,6 +43,15 @@ def test_scripts_styles_menus_and_comments_are_no_text() -> None:
     assert text_of(html) == "yes\n"
 
 
+def test_a_page_that_stands_in_one_form_is_read_without_its_fields() -> None:
+    html = (
+        "<body><form action=x><input value=no><h1>Bell</h1><p>It weighs <b>four</b> stone.</p>"
+        "<select><option>no</option></select><button>no</button><textarea>no</textarea></form><p>after</p></body>"
+    )
+    assert text_of(html) == "# Bell\n\nIt weighs four stone.\n\nafter\n"
+    assert text_of("<p>a</p><form>b</form>c") == "a\n\nb\n\nc\n"
+
+
 def test_the_title_is_the_heading_where_the_page_opens_with_none() -> None:
     assert text_of("<title>My\n page</title><p>words</p>") == "# My page\n\nwords\n"
     assert text_of("<title>My page</title><h1>Shown</h1><p>words</p>") == "# Shown\n\nwords\n"

@@ -341,6 +341,18 @@ def test_what_is_computed_is_not_even_tokenized_again_also_after_a_restart(tmp_p
         assert loom.library("books").precompute().num_computed == first.num_passages, "another model has its own KV"
 
 
+def test_passages_that_the_window_cannot_hold_are_passed_over_and_counted(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "home", context=1024) as loom:
+        library = loom.library("long")
+        # 427, 997, 1016 (which fits without the prompt's head), 1187 and 1757 tokens
+        library.add_texts({f"{size}.txt": "Number. " + "bell of the chapel " * size for size in (20, 50, 51, 60, 90)})
+        done = library.precompute()
+        assert (done.num_computed, done.num_known, done.num_too_long, done.is_complete) == (2, 0, 3, True)
+        again = library.precompute(max_tokens=1)
+        assert (again.num_computed, again.num_known, again.num_too_long, again.is_complete) == (0, 2, 3, True)
+        assert again.num_passages == 5
+
+
 def test_a_purge_forgets_which_entries_a_passage_had(loom: Loom, short: Path) -> None:
     library = loom.library("short")
     library.precompute()

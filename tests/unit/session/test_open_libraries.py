@@ -9,6 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kvloom.index import LibraryIndex
+from kvloom.session.home_libraries import HomeLibraries
+from kvloom.session.libraries import Library
 from kvloom.session.loom import Loom
 from kvloom.session.open_libraries import MAX_IDLE
 from tests.unit.session.fakes import fake_loom
@@ -106,3 +109,56 @@ def test_many_threads_over_more_libraries_than_stay_open(loom: Loom, tmp_path: P
         thread.join()
     assert failed == []
     assert len(open_files(tmp_path)) == MAX_IDLE
+
+
+def made_anew(loom: Loom, name: str, text: str) -> None:
+    """As another process does, which knows nothing of what is open here."""
+    others = HomeLibraries(loom.home)
+    others.delete(name)
+    library = others.open(name)
+    library.add_texts({"new.txt": text})
+    library.close()
+
+
+def stored(loom: Loom, name: str) -> set[str]:
+    """The documents in the library's file, whatever is open."""
+    with LibraryIndex.open(loom.home / "libraries" / f"{name}.sqlite3") as index:
+        return {one.name for one in index.documents()}
+
+
+def test_one_that_was_deleted_and_made_anew_elsewhere_is_opened_anew(loom: Loom) -> None:
+    held = loom.library("lib11")
+    made_anew(loom, "lib11", FACT)
+    assert loom.library("lib11") is not held
+    assert {one.name for one in loom.library("lib11").documents()} == {"new.txt"}
+    loom.library("lib11").add_texts({"mine.txt": "Mine."})
+    assert stored(loom, "lib11") == {"new.txt", "mine.txt"}
+
+
+def test_a_purge_reaches_the_file_that_is_there_and_not_the_one_that_was(loom: Loom) -> None:
+    held = loom.library("lib11")
+    secret = "The keeper of the lighthouse hides under the stairs.\n"
+    chunk = loom.load_text(secret, name="secret").id
+    made_anew(loom, "lib11", secret)
+    loom.purge(chunk)
+    assert b"under the stairs" not in (loom.home / "libraries" / "lib11.sqlite3").read_bytes()
+    assert not list(loom.library("lib11").passages())
+    assert held is not loom.library("lib11")
+
+
+def test_whoever_asks_while_one_is_deleted_gets_the_next_one(loom: Loom, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, got, waited = LibraryIndex.delete, list[Library](), list[bool]()
+    asking = threading.Thread(target=lambda: got.append(loom.library("lib11")))
+
+    def removed_while_asked(file: Path | str) -> None:
+        asking.start()
+        asking.join(0.3)
+        waited.append(asking.is_alive())
+        remove(file)
+
+    monkeypatch.setattr(LibraryIndex, "delete", staticmethod(removed_while_asked))
+    loom.delete_library("lib11")
+    asking.join()
+    assert waited == [True]
+    got[0].add_texts({"next.txt": FACT})
+    assert stored(loom, "lib11") == {"next.txt"}

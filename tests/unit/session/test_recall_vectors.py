@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,10 +175,21 @@ def test_tenants_use_the_embedder_of_their_host(loom: Loom, embedder: Topics, bo
 
 
 @pytest.mark.parametrize(
-    "text", ["And why?", "Tell me more.", "What about the second one?", "Really?", "Who built it?"]
+    "text",
+    [
+        *("And why?", "Tell me more.", "What about the second one?", "Really?", "Who built it?", "WHAT IS IT?"),
+        *("Is that so? Why? Built by him?", "how does it work in python?"),
+    ],
 )
 def test_these_name_too_little(text: str) -> None:
     assert is_follow_up(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["How does it work in Python?", "What is IT?", "Is that so in France?", "DataFrame: what does it do?"]
+)
+def test_a_name_makes_a_question_of_its_own(text: str) -> None:
+    assert not is_follow_up(text)
 
 
 @pytest.mark.parametrize(
@@ -208,3 +220,31 @@ def test_a_question_that_names_something_leaves_the_one_before_alone(loom: Loom,
 def test_a_follow_up_to_nothing_finds_nothing(loom: Loom, book: Path) -> None:
     reply = ask(attached(loom, book), "And why?")
     assert reply.sources == ()
+
+
+def test_of_a_follow_up_to_a_pasted_page_its_own_words_are_looked_up(loom: Loom) -> None:
+    library, chat = loom.library("books"), loom.session()
+    library.add_texts({f"{topic}.md": fact for topic, fact in FACTS.items()})
+    chat.attach(library)
+    ask(chat, " ".join(f"filler{n}" for n in range(300)))
+    reply = ask(chat, "What of their geese?")
+    assert reply.sources, reply.notices
+    assert "geese" in reply.sources[0].words
+    assert FACTS["geese"] in chat.prompt()
+
+
+def test_a_summary_is_no_question_that_is_looked_back_at(
+    loom: Loom, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvloom.session.retrieval.MAX_ASKED_BEFORE", 1)
+    chat = attached(loom, book)
+    for _ in range(8):
+        ask(chat, KEEPER)
+    chat.compress("summarize")
+    summaries = [slot for slot in chat.manifest.turns if slot.is_summary]
+    assert summaries
+    retrieval, before = chat._asking._retrieval, chat.manifest
+    only = replace(before, slots=tuple(slot for slot in before.slots if slot not in before.turns or slot.is_summary))
+    assert retrieval._asked("And why?", only) == "And why?"
+    last = replace(only, slots=(*(slot for slot in before.turns if not slot.is_summary), *only.slots))
+    assert retrieval._asked("And why?", last) == f"And why?\n{KEEPER}"

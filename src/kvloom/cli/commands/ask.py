@@ -153,6 +153,7 @@ def _precomputed(libraries: list[Library], progress: ProgressView) -> Precompute
             done.num_known + one.num_known,
             done.computed_tokens + one.computed_tokens,
             done.is_complete and one.is_complete,
+            done.num_too_long + one.num_too_long,
         )
         stop.check(
             f"stopped: {done.num_known + done.num_computed} of {done.num_passages} passages are computed; the same "

@@ -167,6 +167,7 @@ class PrecomputedView(View):
     num_known: int
     computed_tokens: int
     is_complete: bool
+    num_too_long: int
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------
