@@ -35,6 +35,7 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for variable in list(os.environ):
             if variable.startswith(("KVLOOM_", "OLLM_")):
                 patch.delenv(variable)
+        patch.delenv("COLUMNS", raising=False)  # as wide as where nobody looks
         patch.setenv("KVLOOM_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("KVLOOM_MODELS", str(models))
         # Two threads that wait for each other are slower than one where other tests share the cores.

@@ -20,6 +20,12 @@ def write_config(where: Paths, text: str) -> Path:
     return where.config_file
 
 
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even what all other tests run with."""
+    monkeypatch.delenv("KVLOOM_THREADS")
+
+
 def test_without_anything_set_the_defaults_hold(where: Paths) -> None:
     settings = load_settings()
     assert settings.model == "qwen2.5-coder-0.5b"
