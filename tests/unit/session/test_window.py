@@ -120,6 +120,21 @@ def test_adaptive_brings_back_the_turn_that_the_question_is_about(loom: Loom) ->
     assert len(reply.came_back) == 1
 
 
+def test_of_many_turns_alike_those_that_are_meant_come_back(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    names = [
+        f"{first}{last}" for first in ("an", "bo", "cy", "di", "el") for last in ("na", "ris", "mo", "ta", "vy", "xo")
+    ]
+    for number, name in enumerate(names):
+        ask(chat, f"the access code of {name} is {4711 + number}")
+        fill(chat, 3)
+    reply = chat.generate(f"what is the access code of {names[0]}?", max_tokens=6, temperature=0.0)
+    there = [turn.user for turn in chat.history() if "access code" in turn.user]
+    assert "the access code of anna is 4711" in there
+    assert len(reply.came_back) == 1
+
+
 def test_a_turn_comes_back_again_after_a_restore_has_taken_it_out(loom: Loom) -> None:
     chat = loom.session()
     chat.policy = "adaptive"

@@ -6,6 +6,8 @@ they are; then the others while they fit, by `relevance + RECENCY * FADE ** age 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from kvloom.context.manifest import Manifest, Slot
 from kvloom.context.policies.base import (
     Need,
@@ -22,9 +24,9 @@ FADE = 0.85
 """What each turn of age leaves of that."""
 RECALL_RELEVANCE = 0.35
 """A turn that left comes back from this relevance on: a word in common is not enough."""
-RECALL_OF_BEST = 0.8
-"""… and only beside the most relevant one that left: turns that have less in common mislead small models. Of all turns
-those that come so near to the best go before what is only recent."""
+RECALL_OF_BEST = 0.7
+"""… and with so much of what the most relevant one that left has in common with the question, rare words weighing more:
+turns with less mislead small models. Of all turns those that come so near to the best go before what is only recent."""
 RECALL_SHARE = 0.5
 """Of the room, what turns that come back may take: the conversation at hand keeps the rest."""
 PATIENCE_S = 20.0
@@ -37,8 +39,8 @@ def adaptive(manifest: Manifest, need: Need) -> Manifest:
     present = droppable_turns(manifest)
     here = {slot.ref for slot in manifest.turns}
     absent = [slot for slot in need.recallable if slot.ref not in here]
-    best = max((_relevance(slot, need) for slot in absent), default=0.0)
-    absent = [slot for slot in absent if _relevance(slot, need) >= max(RECALL_RELEVANCE, RECALL_OF_BEST * best)]
+    is_near = _near_to_best(absent, need)
+    absent = [slot for slot in absent if is_near(slot)]
     if manifest.num_tokens <= need.limit and not absent:
         return manifest
     kept = _choose(manifest, present, absent, need)
@@ -59,14 +61,13 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
     recall_room = int(room * RECALL_SHARE)
     ages = {slot.ref: age for age, slot in enumerate(reversed(present))}
     away = {slot.ref for slot in absent}
-    best = max((_relevance(slot, need) for slot in (*present, *absent)), default=0.0)
-    enough = max(RECALL_RELEVANCE, RECALL_OF_BEST * best)
+    is_near = _near_to_best((*present, *absent), need)
 
     def rank(slot: Slot) -> tuple[float, float, int]:
         relevance = _relevance(slot, need)
         recency = RECENCY * FADE ** ages[slot.ref] if slot.ref in ages else 0.0
         score = relevance + recency - need.restore_s(slot) / PATIENCE_S
-        return -relevance if relevance >= enough else 0.0, -score, -need.order(slot.ref)
+        return -relevance if is_near(slot) else 0.0, -score, -need.order(slot.ref)
 
     for slot in sorted([*present, *absent], key=rank):
         if slot.ref in kept or slot.num_tokens > room or (slot.ref in away and slot.num_tokens > recall_room):
@@ -80,3 +81,20 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
 
 def _relevance(slot: Slot, need: Need) -> float:
     return need.relevance.get(slot.ref, 0.0)
+
+
+def _near_to_best(slots: Iterable[Slot], need: Need) -> Callable[[Slot], bool]:
+    """Whether a turn is relevant at all, and nearly as much as the most relevant of these."""
+    best = max((_in_common(_relevance(slot, need)) for slot in slots), default=0.0)
+
+    def is_near(slot: Slot) -> bool:
+        relevance = _relevance(slot, need)
+        return relevance >= RECALL_RELEVANCE and _in_common(relevance) >= RECALL_OF_BEST * best
+
+    return is_near
+
+
+def _in_common(relevance: float) -> float:
+    """The score that a relevance was made of, up to a factor. Of a long conversation all relevances are near to 1, and
+    do not tell a turn that is meant from one that has half of its words."""
+    return relevance / max(1e-9, 1.0 - relevance)
