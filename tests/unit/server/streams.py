@@ -78,7 +78,7 @@ class Run:
                         child.wait()
                 child = self._start()
                 try:
-                    await self._wait_for_work(child, num_kills + 1, 1)
+                    await self._wait_for_work(child, num_kills + 1, 1, may_refuse=True)
                     await asyncio.sleep(last_s)
                     self.has_ended = True
                     await asyncio.gather(*clients)
@@ -110,14 +110,20 @@ class Run:
         with (self.home / "serve.log").open("ab") as log:
             return subprocess.Popen(line, cwd=REPOSITORY, stderr=log)
 
-    async def _wait_for_work(self, child: subprocess.Popen[bytes], num_starts: int, min_open: int) -> None:
-        """Until this process has ended some and has enough open; then a moment: each kill comes elsewhere."""
+    async def _wait_for_work(
+        self, child: subprocess.Popen[bytes], num_starts: int, min_open: int, *, may_refuse: bool = False
+    ) -> None:
+        """Until this process has ended some and has enough open; then a moment: each kill comes elsewhere.
+
+        `may_refuse`: or until it refuses, where a slow machine let those before it use up the hour.
+        """
         until_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < until_s:
             assert child.poll() is None, (self.home / "serve.log").read_text()
             parts = self.log.read_text(encoding="utf-8").split("starts\n")
             num_open = parts[-1].count("\nhas ") - parts[-1].count("\nuses ")
-            if len(parts) > num_starts and num_open >= min_open and parts[-1].count("\nsettled ") > min_open // 10:
+            has_worked = num_open >= min_open and parts[-1].count("\nsettled ") > min_open // 10
+            if len(parts) > num_starts and (has_worked or (may_refuse and "\nrefused " in parts[-1])):
                 await asyncio.sleep(random.random() * 0.05)
                 return
             await asyncio.sleep(0.05)
