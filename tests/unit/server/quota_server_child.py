@@ -33,10 +33,6 @@ TIERS = {
         tokens_per_second=None, tokens_per_hour=300_000, tokens_per_day=None, requests_per_hour=None,
         concurrent_requests=1000,
     ),
-    "few": QuotaTier(
-        tokens_per_second=None, tokens_per_hour=24_000, tokens_per_day=None, requests_per_hour=None,
-        concurrent_requests=200,
-    ),
     "windows": QuotaTier(
         tokens_per_second=6, burst_tokens=4000, tokens_per_hour=12_000, tokens_per_day=100_000,
         requests_per_hour=250, concurrent_requests=30,
