@@ -10,34 +10,11 @@ import pytest
 
 from kvloom.chunk.content import content_id
 from kvloom.errors import IndexDamagedError, UsageError
-from kvloom.index import Embedder, Found, LibraryIndex, Vectors
+from kvloom.index import Found, LibraryIndex, Vectors
 from kvloom.index.vectors import NEAR_WEIGHT, Near, fused
 from kvloom.types import F32Array
 from tests.unit.index.texts import document
-
-_TOPICS = (("car", "automobile", "engine"), ("bread", "flour", "oven"), ("sea", "ocean", "wave"))
-
-
-class Topics(Embedder):
-    """An embedder that knows three topics and their synonyms; counts what it was given."""
-
-    least_similarity = 0.9
-
-    def __init__(self, name: str = "topics") -> None:
-        self.name = name
-        self.num_texts = 0
-
-    def embed(self, texts: Sequence[str]) -> F32Array:
-        self.num_texts += len(texts)
-        return self._rows(texts)
-
-    def embed_question(self, question: str, words: Sequence[tuple[str, float]]) -> F32Array:
-        row: F32Array = self._rows([question])[0]
-        return row
-
-    def _rows(self, texts: Sequence[str]) -> F32Array:
-        rows = [[0.1 + sum(word in text.lower() for word in topic) for topic in _TOPICS] for text in texts]
-        return np.array(rows, np.float32) * 7
+from tests.unit.index.topics import Topics
 
 
 class Ones(Topics):

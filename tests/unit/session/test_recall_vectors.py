@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from kvloom.errors import UsageError
-from kvloom.index import Embedder, LibraryIndex, is_follow_up
+from kvloom.index import LibraryIndex, is_follow_up
 from kvloom.session.embedders import Embedders
 from kvloom.session.home_libraries import HomeLibraries
 from kvloom.session.libraries import StoredLibrary, file_of
 from kvloom.session.loom import Loom
 from kvloom.session.session import Session
 from kvloom.session.values import Progress, Reply
-from kvloom.types import F32Array
+from tests.unit.index.topics import Topics
 from tests.unit.session.fakes import fake_loom
 from tests.unit.session.test_libraries import FACTS, GEESE, KEEPER, write_book
 
 _TOPICS = (("lighthouse", "beacon"), ("geese", "poultry"), ("clock", "timepiece"), ("bell", "chime"))
-
-
-class Topics(Embedder):
-    """Knows four topics by two words each; `fails` makes it raise."""
-
-    name = "topics"
-    least_similarity = 0.9
-
-    def __init__(self) -> None:
-        self.num_texts = 0
-        self.fails = False
-
-    def embed(self, texts: Sequence[str]) -> F32Array:
-        self.num_texts += len(texts)
-        return self._rows(texts)
-
-    def embed_question(self, question: str, words: Sequence[tuple[str, float]]) -> F32Array:
-        row: F32Array = self._rows([question])[0]
-        return row
-
-    def _rows(self, texts: Sequence[str]) -> F32Array:
-        if self.fails:
-            raise UsageError("the embedder has no batteries")
-        rows = [[*(sum(w in text.lower() for w in topic) for topic in _TOPICS), 0.01] for text in texts]
-        return np.array(rows, np.float32)
 
 
 @pytest.fixture
@@ -57,7 +30,7 @@ def loom(tmp_path: Path) -> Iterator[Loom]:
 
 @pytest.fixture
 def embedder(loom: Loom) -> Topics:
-    made = Topics()
+    made = Topics(topics=_TOPICS)
     loom.embedders = Embedders("model", lambda: made)
     return made
 
