@@ -6,13 +6,14 @@ Knows token texts and positions only: no engine, no rows, no disk. What was meas
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+
+from kvloom.text.definitions import DEFINING, WORD, given_values, names_in
 
 HEAD_TOKENS = 16
 """First tokens of every chunk, where the question names a place: they deviate most (docs/blend.md)."""
@@ -33,13 +34,9 @@ TELLING_COUNT = 4
 MAX_MATCHES = 400
 """Matches that are looked at, rarest words first: keeps the choice below 5 ms."""
 EMPHASIS = 2.0
-"""Factor for a word that is quoted or looks like an identifier, that follows the same word, or is being defined."""
+"""Factor for a word that is quoted or looks like an identifier, for one that follows the same word or a defining one,
+and for one of the first kind that is given a value: such a place beats those that only use the name."""
 
-_WORD = re.compile(r"[^\W\d]\w*|\d+")
-_QUOTED = re.compile(r"`([^`]+)`|\"([^\"]+)\"|“([^”]+)”|(?<!\w)'([^'\n]+)'(?!\w)")
-_IDENTIFIER = re.compile(r".*(?:_|\d|[a-z][A-Z])")
-_DEFINING_WORDS = "def class function func fn fun struct enum interface trait type const let var macro define"
-_DEFINING = frozenset(_DEFINING_WORDS.split())
 _STOP_WORDS = (
     "a an and are as at be by can do does for from give has have how i in into is it its me must of on one or please "
     "say show tell that the their them there these this to was what when where which who why will with would you your "
@@ -99,11 +96,12 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Index:
-    """The words of one chunk in their order, and where each stands."""
+    """The words of one chunk in their order, where each stands, and which are given a value there."""
 
     words: tuple[str, ...]
     tokens: tuple[int, ...]
     ordinals: dict[str, tuple[int, ...]]
+    defined: frozenset[int]
 
 
 def select_runs(chunks: Sequence[BlendChunk], question: str, budget: float, max_runs: int) -> tuple[RecomputeRun, ...]:
@@ -225,7 +223,7 @@ def _places(chunks: Sequence[BlendChunk], question: str) -> list[_Place]:
 
 def _asked(indices: Sequence[_Index], question: str) -> _Asked:
     """The words of the question that occur and point somewhere, the rarest first as far as matches are few enough."""
-    emphasized = _emphasized(question)
+    emphasized = frozenset(word for name in names_in(question) for word in _words_of(name))
     total = sum(len(index.words) for index in indices)
     counts = Counter(
         {
@@ -250,20 +248,15 @@ def _asked(indices: Sequence[_Index], question: str) -> _Asked:
     )
 
 
-def _emphasized(question: str) -> frozenset[str]:
-    """Words that are quoted, or that look like identifiers."""
-    quoted = ["".join(group or "" for group in match.groups()) for match in _QUOTED.finditer(question)]
-    names = [match.group() for match in _WORD.finditer(question) if _IDENTIFIER.match(match.group())]
-    return frozenset(word for text in quoted + names for word in _only_words(text))
-
-
 def _scored(number: int, index: _Index, asked: _Asked) -> Iterator[_Place]:
     """A place for every match: all different words matched within PLACE_TOKENS from it on, each counted once."""
     matches = []
     for ordinal in sorted(o for word in asked.weights for o in index.ordinals.get(word, ())):
         word, before = index.words[ordinal], index.words[ordinal - 1] if ordinal else ""
-        is_strong = (before, word) in asked.follows or before in _DEFINING
-        matches.append((index.tokens[ordinal], word, asked.weights[word] * (EMPHASIS if is_strong else 1.0)))
+        is_strong = (before, word) in asked.follows or before in DEFINING
+        is_defined = word in asked.emphasized and ordinal in index.defined
+        weight = asked.weights[word] * (EMPHASIS if is_strong else 1.0) * (EMPHASIS if is_defined else 1.0)
+        matches.append((index.tokens[ordinal], word, weight))
     for at, (start, _, _) in enumerate(matches):
         best: dict[str, float] = {}
         stop = start + 1
@@ -287,11 +280,16 @@ def _index(pieces: tuple[bytes, ...]) -> _Index:
     words: list[str] = []
     tokens: list[int] = []
     ordinals: defaultdict[str, list[int]] = defaultdict(list)
+    defined = set[int]()
+    names = {start for start, _ in given_values(text)}
     for word, start in _words(text):
+        if start in names:
+            defined.add(len(words))
         ordinals[word].append(len(words))
         words.append(word)
         tokens.append(bisect_right(ends, byte_at[start]))
-    return _Index(tuple(words), tuple(tokens), {word: tuple(where) for word, where in ordinals.items()})
+    where = {word: tuple(places) for word, places in ordinals.items()}
+    return _Index(tuple(words), tuple(tokens), where, frozenset(defined))
 
 
 def _byte_offsets(text: str) -> list[int]:
@@ -301,7 +299,7 @@ def _byte_offsets(text: str) -> list[int]:
 
 def _words(text: str) -> Iterator[tuple[str, int]]:
     """(word, first character) in lower case. Scripts without spaces come as pairs of characters."""
-    for match in _WORD.finditer(text):
+    for match in WORD.finditer(text):
         for offset, word in enumerate(_words_of(match.group())):
             yield word, match.start() + offset
 

@@ -215,16 +215,16 @@ class Manifest:
         slot = Slot(SlotKind.TURN, tokens, at, lineage, Fidelity.EXACT, ref=ref, seen=self.seen_at(at))
         return replace(self, slots=(*self.slots, slot))
 
-    def with_turn_again(self, slot: Slot, order: Callable[[str], int]) -> Manifest:
-        """A turn that had left, back among the others in the order in which they were made.
+    def with_turn_again(self, slot: Slot, before: str | None) -> Manifest:
+        """A turn that had left, back in front of the turn `before`, or behind all turns.
 
         It keeps the lineage it was computed with where the mode allows that, and so its KV.
         """
-        turns = sorted((*self.turns, replace(slot, active=True)), key=lambda turn: order(turn.ref))
-        others = tuple(s for s in self.slots if s.kind is not SlotKind.TURN)
         # It stood at another place then, and holes must not be mistaken for room in the order.
-        turns = [replace(t, position=0) if t.ref == slot.ref else t for t in turns]
-        return replace(self, slots=(*others, *turns)).settled()
+        again = replace(slot, active=True, position=0)
+        refs = [s.ref if s.kind is SlotKind.TURN else None for s in self.slots]
+        at = len(refs) if before is None else refs.index(before)
+        return replace(self, slots=(*self.slots[:at], again, *self.slots[at:])).settled()
 
     def with_summary(self, tokens: Tokens, ref: str, replaced: set[str]) -> Manifest:
         """A turn that stands for those of `replaced`, in the place of the first of them; nothing is left of these."""

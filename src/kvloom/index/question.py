@@ -229,12 +229,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question against one index: its words, each with its weight there."""
+    """A question against one index: its words, each with its weight there, and those that it writes as names."""
 
     query: Query
     weights: Mapping[str, float]
     """By term; words that no passage has are here too."""
     mean_chars: float
+    names: frozenset[str] = frozenset()
 
     def score(self, counts: Mapping[str, float], num_chars: int) -> float:
         """BM25 over the most that any passage could have: 0 … 1."""

@@ -16,6 +16,7 @@ from kvloom.index.file import IndexFile, Row, Value
 from kvloom.index.question import Asked, Query, Terms, Word, file_names, weight, without_file_names
 from kvloom.index.values import Found
 from kvloom.index.vectors import Vectors, fused
+from kvloom.text.definitions import defined_in, names_in
 from kvloom.types import ChunkId
 
 _MAX_MARKED_ROWS = 50_000
@@ -27,6 +28,8 @@ _PER_FOUND = 3
 """Candidates by either way, and for each passage that is wanted: both orders are near the last one, not the same."""
 _NOT_NAMED = 0.5
 """What a passage's score is multiplied by where the question names documents, and not the passage's."""
+_NOT_DEFINING = 0.5
+"""… where the question writes names, and the passage does not say what one of them is: many use what one defines."""
 _OPENING_COVERAGE = 0.5
 """Of the first passages of a named document that has none of the question's other words: see `Found`."""
 _MAX_NAMED = 20
@@ -82,7 +85,7 @@ class Search:
         # A name that stands nowhere is not missing in any passage: its words may be there, written otherwise.
         query = replace(query, words=tuple(w for w in query.words if " " not in w.term or self._num_with(w.term)))
         weights = {word.term: weight(self._num_with(word.term), num_passages) for word in query.words}
-        return Asked(query, weights, num_chars / max(1, num_passages))
+        return Asked(query, weights, num_chars / max(1, num_passages), names_in(question))
 
     def _num_with(self, term: str) -> int:
         """How many passages hold a term. Counting a frequent one takes milliseconds, so it is kept until a write."""
@@ -209,13 +212,19 @@ class Search:
         found = [
             Found(
                 checked_id(self._file, key, text), name, first_line, last_line, heading, text,
-                score=asked.score(count, len(text)) * (1.0 if not named or name in named else _NOT_NAMED),
+                score=asked.score(count, len(text)) * _factor(asked, text, is_named=not named or name in named),
                 words=asked.words_in(count),
                 coverage=asked.coverage(count),
             )
             for (key, name, first_line, last_line, heading, text), count in zip(ordered, counts, strict=True)
         ]  # fmt: skip
         return sorted(found, key=lambda passage: -passage.score)
+
+
+def _factor(asked: Asked, text: str, *, is_named: bool) -> float:
+    """What a passage's score is multiplied by for what the question names."""
+    is_defining = not asked.names or not asked.names.isdisjoint(defined_in(text))
+    return (1.0 if is_named else _NOT_NAMED) * (1.0 if is_defining else _NOT_DEFINING)
 
 
 def checked_id(file: IndexFile, key: object, text: object) -> ChunkId:

@@ -65,5 +65,7 @@ def recalled(manifest: Manifest, history: History, line: Left[ManifestId]) -> Ma
     """The context with a line's turn or chunk back in it."""
     slots = history.slots_of(line)
     if line.named.kind is SlotKind.TURN:
-        return manifest.with_turn_again(slots[0], history.order)
+        ordinal = history.order(line.named.ref)
+        later = (turn.ref for turn in manifest.turns if history.order(turn.ref) > ordinal)
+        return manifest.with_turn_again(slots[0], next(later, None))
     return manifest.with_chunk(ChunkId(line.named.ref), line.named.name, [slot.tokens for slot in slots])

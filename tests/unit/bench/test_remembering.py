@@ -88,7 +88,7 @@ def test_an_endless_conversation_outgrows_its_window_and_every_fact_is_asked(
     assert (row["case"], row["planted"], row["turns"], row["window"], row["target"]) == ("endless", 4, 20, 1024, 0.9)
     assert row["said_tokens"] > 1.5 * SMALL.window
     assert 0 < row["left"] < SMALL.num_turns, "some stand to the end"
-    assert 0 < row["out"] < 4
+    assert 0 < row["out"] <= 4
     assert (row["plain"], row["right"], row["speedup"]) == (0, 0, 0.0), "this engine does not understand a word"
     assert 0 < row["prompt_tokens"] <= 4 * SMALL.window
     assert row["computed_tokens"] > 0

@@ -95,6 +95,16 @@ def test_a_definition_beats_more_frequent_uses_of_the_same_name() -> None:
     assert recomputed(chunks, runs, 1) > 2 * recomputed(chunks, runs, 0)
 
 
+@pytest.mark.parametrize(
+    "line", ["LIMIT = 8192\n", "    self.limit: int = 8192\n", "sizes = {'limit': 8192}\n", "limit: 8192 bytes\n"]
+)
+def test_where_a_name_gets_its_value_beats_places_that_use_it(line: str) -> None:
+    use = "if size > limit and limit >= 0 and value != limit:\n"
+    chunks = laid_out([use * 3 + FILLER, FILLER + line + FILLER, use + FILLER])
+    runs = select_runs(chunks, "What is the value of `limit`?", 0.05, 60)
+    assert any(line.strip() in text_of(chunks, run) for run in runs)
+
+
 def test_a_quoted_line_is_found_among_chunks_that_hold_all_of_its_words() -> None:
     line = "total = price * count + shipping"
     mixed = "count of shipping\nprice of shipping\ntotal of count\nprice total\nshipping count\n"

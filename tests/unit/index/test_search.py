@@ -190,6 +190,19 @@ def test_a_name_of_several_words_counts_more_than_its_words_here_and_there(index
         assert "default logging port" in best.words
 
 
+@pytest.mark.parametrize(
+    "question", ["What is the value of `RETRIES`?", "Which value has 'retries'?", "What does `RETRIES` mean?"]
+)
+def test_what_says_what_a_name_is_comes_before_what_uses_it(index: LibraryIndex, question: str) -> None:
+    use = "for attempt in range(RETRIES): print('attempt', attempt, 'of', RETRIES)\n"
+    index.update([
+        *(document(f"use{n}.py", f"# {n}\n{use * 3}") for n in range(5)),
+        document("limits.py", "# All that others share.\nTIMEOUT = 10\nRETRIES = 7\nDEPTH = 3\n" * 2),
+    ])  # fmt: skip
+    assert first(index, question) == "limits.py"
+    assert first(index, question.replace("`", "").replace("'", "").lower()).startswith("use")
+
+
 def test_a_name_that_stands_nowhere_takes_nothing_from_its_words(animals: LibraryIndex) -> None:
     (bees, *_) = animals.search("nectar")
     (asked, *_) = animals.search("nectar_hives_queen")

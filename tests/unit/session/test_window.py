@@ -135,6 +135,34 @@ def test_of_many_turns_alike_those_that_are_meant_come_back(loom: Loom) -> None:
     assert len(reply.came_back) == 1
 
 
+def test_what_comes_back_stands_before_the_newest_turn_and_what_was_said_later_on_the_matter(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    ask(chat, "the code of the red door is xylophone")
+    fill(chat, 14)
+    ask(chat, "what is the code of the red door?")
+    users = [turn.user for turn in chat.history()]
+    assert users[-3] == "the code of the red door is xylophone"
+    chat.undo()  # the turn
+    chat.undo()  # what came back for it
+    ask(chat, "the code of the red door is trombone")
+    ask(chat, "and now to something else")
+    ask(chat, "what is the code of the red door?")
+    users = [turn.user for turn in chat.history()]
+    assert users.index("the code of the red door is xylophone") < users.index("the code of the red door is trombone")
+    assert users[-2:] == ["and now to something else", "what is the code of the red door?"]
+
+
+def test_nothing_comes_back_that_means_less_than_what_still_stands(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    ask(chat, "the code of the red door is xylophone")
+    fill(chat, 14)
+    ask(chat, "the code of the green garden gate is trombone")
+    reply = chat.generate("what is the code of the green garden gate?", max_tokens=6, temperature=0.0)
+    assert reply.came_back == ()
+
+
 def test_a_turn_comes_back_again_after_a_restore_has_taken_it_out(loom: Loom) -> None:
     chat = loom.session()
     chat.policy = "adaptive"

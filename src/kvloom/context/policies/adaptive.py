@@ -24,7 +24,7 @@ FADE = 0.85
 """What each turn of age leaves of that."""
 RECALL_RELEVANCE = 0.35
 """A turn that left comes back from this relevance on: a word in common is not enough."""
-RECALL_OF_BEST = 0.7
+RECALL_OF_BEST = 0.8
 """… and with so much of what the most relevant one that left has in common with the question, rare words weighing more:
 turns with less mislead small models. Of all turns those that come so near to the best go before what is only recent."""
 RECALL_SHARE = 0.5
@@ -39,7 +39,7 @@ def adaptive(manifest: Manifest, need: Need) -> Manifest:
     present = droppable_turns(manifest)
     here = {slot.ref for slot in manifest.turns}
     absent = [slot for slot in need.recallable if slot.ref not in here]
-    is_near = _near_to_best(absent, need)
+    is_near = _near_to_best((*present, *absent), need)
     absent = [slot for slot in absent if is_near(slot)]
     if manifest.num_tokens <= need.limit and not absent:
         return manifest
@@ -47,7 +47,7 @@ def adaptive(manifest: Manifest, need: Need) -> Manifest:
     fresh = manifest.without({slot.ref for slot in present} - kept)
     for slot in absent:
         if slot.ref in kept:
-            fresh = fresh.with_turn_again(slot, need.order)
+            fresh = fresh.with_turn_again(slot, _place(slot, fresh, need))
     chunks = sorted(droppable_chunks(fresh), key=lambda chunk: need.relevance.get(chunk, 0.0))
     return checked(without_chunks_until(fresh, need.limit, chunks), need)
 
@@ -77,6 +77,15 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
         if slot.ref in away:
             recall_room -= slot.num_tokens
     return kept
+
+
+def _place(slot: Slot, fresh: Manifest, need: Need) -> str | None:
+    """In front of which turn a turn comes back: of the newest, so that it is near to the question, where small models
+    look for its answer; but never behind what was said later and has as much to do with the question."""
+    turns = droppable_turns(fresh)
+    is_near = _near_to_best((*turns, slot), need)
+    later = (t.ref for t in turns if is_near(t) and need.order(t.ref) > need.order(slot.ref))
+    return next(later, turns[-1].ref if turns else None)
 
 
 def _relevance(slot: Slot, need: Need) -> float:
