@@ -19,7 +19,7 @@ from kvloom.errors import IndexDamagedError, StoreError
 from kvloom.index.values import CLOSED
 from kvloom.text.words import TOKENIZER
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised with every change of the tables, of the passages' sizes, or of how words are cut: the rows would not fit."""
 
 _APPLICATION_ID = 0x6B766C69
@@ -42,6 +42,9 @@ _TABLES = (
     "heading TEXT NOT NULL, text TEXT NOT NULL)",
     "CREATE INDEX passages_by_place ON passages (document, position)",
     "CREATE INDEX passages_by_id ON passages (id)",
+    # Files that gave no text: finding that out may take a minute, and they are most likely the same next time.
+    "CREATE TABLE skipped (path BLOB PRIMARY KEY, why TEXT NOT NULL, reason TEXT NOT NULL, "
+    "size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, read_ns INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE roots (path BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE totals (num_passages INTEGER NOT NULL, num_chars INTEGER NOT NULL)",
     "INSERT INTO totals VALUES (0, 0)",

@@ -6,22 +6,24 @@ One transaction a document: a stopped or killed update keeps whole documents, an
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from kvloom.index.file import IndexFile, Row, remove_file
 from kvloom.index.search import Search, checked_id
-from kvloom.index.update import Stopped, Update, drop_document, drop_passages
+from kvloom.index.update import SKIPPED_FOR_NS, Stopped, Update, drop_document, drop_passages
 from kvloom.index.values import DocumentInfo, Found, Progress, StoredPassage, Updated
 from kvloom.index.vectors import Vectors
-from kvloom.read.document import DocumentKind, Reading
-from kvloom.read.walk import canonical
+from kvloom.read.document import DocumentKind, Reading, Skipped, SkipReason, Unchanged
+from kvloom.read.walk import FoundFile, canonical
 from kvloom.types import ChunkId
 
 _RACY_NS = 2_000_000_000
 """A file written so shortly before it was read may be written again without a new time; it is read once more."""
 _KINDS = frozenset(kind.value for kind in DocumentKind)
+_REASONS = frozenset(reason.value for reason in SkipReason)
 _COLUMNS = "p.id, d.name, p.first_line, p.last_line, p.heading, p.text"
 
 
@@ -115,12 +117,21 @@ class LibraryIndex:
         """
         return self._search.find(question, limit, vectors)
 
-    def is_known(self, path: Path, size_bytes: int, mtime_ns: int) -> bool:
-        """Whether the file as it stands was indexed: what `read` takes as `known`."""
-        rows = self._file.rows(
-            "SELECT size_bytes, mtime_ns, read_ns FROM documents WHERE path = ?", (os.fsencode(path),)
-        )
-        return any(row[:2] == (size_bytes, mtime_ns) and mtime_ns < row[2] - _RACY_NS for row in rows)
+    def known(self, found: FoundFile) -> Unchanged | Skipped | None:
+        """What is known of the file as it stands, None where it has to be read: what `read` takes as `known`."""
+        path, state = os.fsencode(found.path), (found.size_bytes, found.mtime_ns)
+        for *stood, read_ns in self._file.rows(
+            "SELECT size_bytes, mtime_ns, read_ns FROM documents WHERE path = ?", (path,)
+        ):
+            if (*stood,) == state and found.mtime_ns < read_ns - _RACY_NS:
+                return Unchanged(found.name, found.path)
+        for why, reason, *stood, read_ns in self._file.rows(
+            "SELECT why, reason, size_bytes, mtime_ns, read_ns FROM skipped WHERE path = ?", (path,)
+        ):
+            is_fresh = found.mtime_ns + _RACY_NS < read_ns and time.time_ns() < read_ns + SKIPPED_FOR_NS
+            if (*stood,) == state and is_fresh and reason in _REASONS:
+                return Skipped(found.name, why, found.path, SkipReason(reason), *state)
+        return None
 
     def roots(self) -> tuple[Path, ...]:
         return tuple(Path(os.fsdecode(path)) for (path,) in self._file.rows("SELECT path FROM roots ORDER BY path"))

@@ -20,6 +20,9 @@ from kvloom.text.words import spaced
 
 _KEPT = frozenset({SkipReason.LEFT_OUT, SkipReason.REPEATED, SkipReason.UNREADABLE, SkipReason.CHANGING})
 """Reasons for which what the index has of a file stays: it may be read again."""
+SKIPPED_FOR_NS = 24 * 3600 * 10**9
+"""A file that gave no text is read again a day later, or when it has changed: a busy machine may have been the reason,
+or a reader that has become better since."""
 _ROWS_BETWEEN_LOOKS = 256
 """Passages written before it is asked again whether to stop: some 10 ms."""
 
@@ -51,11 +54,13 @@ class Update:
         self._look()
         if isinstance(reading, Document):
             self.seen.add(os.fsencode(reading.path))
+            self.file.execute("DELETE FROM skipped WHERE path = ?", (os.fsencode(reading.path),))
             self._write(reading)
             if reading.note:
                 self.notes.append((reading.name, reading.note))
         elif isinstance(reading, Skipped):
             self.skipped.append(reading)
+            self._remember(reading)
             if reading.reason not in _KEPT:
                 self._remove([os.fsencode(reading.path)])
         else:
@@ -68,6 +73,7 @@ class Update:
         """Documents that did not come by and whose files are gone. Those that never had one, or lie elsewhere, stay."""
         paths = [path for (path,) in self.file.rows("SELECT path FROM documents WHERE is_file")]
         self._remove([path for path in paths if path not in self.seen and not os.path.lexists(path)])
+        self.file.execute("DELETE FROM skipped WHERE read_ns < ?", (time.time_ns() - SKIPPED_FOR_NS,))
 
     def done(self, *, is_complete: bool) -> Updated:
         return Updated(
@@ -81,6 +87,18 @@ class Update:
             tuple(self.skipped),
             tuple(self.notes),
             is_complete,
+        )
+
+    def _remember(self, skipped: Skipped) -> None:
+        """That a file gave no text, for `SKIPPED_FOR_NS`; what was said of it before stays as it is."""
+        if skipped.size_bytes is None or skipped.mtime_ns is None:
+            return
+        path, state = os.fsencode(skipped.path), (skipped.size_bytes, skipped.mtime_ns)
+        if self.file.rows("SELECT size_bytes, mtime_ns FROM skipped WHERE path = ?", (path,)) == [state]:
+            return
+        self.file.execute(
+            "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?, ?, ?)",
+            (path, skipped.why, skipped.reason.value, *state, time.time_ns()),
         )
 
     def _look(self) -> None:

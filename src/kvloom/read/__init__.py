@@ -3,11 +3,13 @@
 from kvloom.read.document import Document, DocumentKind, Extract, Reading, ReadLimits, Skipped, SkipReason, Unchanged
 from kvloom.read.extract import extract, extract_plain
 from kvloom.read.reader import num_files, read
+from kvloom.read.walk import FoundFile
 
 __all__ = [
     "Document",
     "DocumentKind",
     "Extract",
+    "FoundFile",
     "ReadLimits",
     "Reading",
     "SkipReason",

@@ -77,12 +77,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that gave no document, and why, in words that follow its name."""
+    """A file or folder that gave no document, and why, in words that follow its name.
+
+    `size_bytes`, `mtime_ns`: of a file whose bytes were looked at, as it stood; else None.
+    """
 
     name: str
     why: str
     path: Path
     reason: SkipReason
+    size_bytes: int | None = None
+    mtime_ns: int | None = None
 
 
 @dataclass(frozen=True)

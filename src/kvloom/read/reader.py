@@ -14,8 +14,8 @@ from kvloom.read.document import Document, Reading, ReadLimits, Skipped, SkipRea
 from kvloom.read.extract import max_bytes
 from kvloom.read.walk import FoundFile, files
 
-Known = Callable[[Path, int, int], bool]
-"""Whether a file with this path, size and time of change (ns) need not be read."""
+Known = Callable[[FoundFile], Unchanged | Skipped | None]
+"""What there is to say of a file that need not be read as it stands; None: read it."""
 
 
 def read(
@@ -26,17 +26,17 @@ def read(
 ) -> Iterator[Reading]:
     """What is in the files behind `paths`, in an order that does not change; one file is held at a time.
 
-    Folders are walked. Nothing raises for what a file holds or is: each gives a Document, an Unchanged (where `known`
-    says so) or a Skipped. Once it is cancelled, the file at hand is a Skipped and none follows. Raises StoreError
-    where no process can be started to read in.
+    Folders are walked. Nothing raises for what a file holds or is: each gives a Document, a Skipped, or what `known`
+    says of it. Once it is cancelled, the file at hand is a Skipped and none follows. Raises StoreError where no process
+    can be started to read in.
     """
     limits = limits or ReadLimits()
     with Apart(limits, is_cancelled) as apart:
         for found in files(Path(path) for path in paths):
             if isinstance(found, Skipped):
                 yield found
-            elif known is not None and known(found.path, found.size_bytes, found.mtime_ns):
-                yield Unchanged(found.name, found.path)
+            elif known is not None and (remembered := known(found)) is not None:
+                yield remembered
             else:
                 try:
                     reading = _read_one(found, limits, apart)
@@ -60,7 +60,8 @@ def _read_one(found: FoundFile, limits: ReadLimits, apart: Apart) -> Document | 
     try:
         extract = apart.extract(data, found.name)
     except ContentError as exc:
-        return Skipped(found.name, _why(exc, found.name), found.path, _reason_without_text(exc, data))
+        why, reason = _why(exc, found.name), _reason_without_text(exc, data)
+        return Skipped(found.name, why, found.path, reason, source.size_bytes, source.mtime_ns)
     digest = hashlib.sha256(data).hexdigest()
     return Document(
         found.name, found.path, extract.text, digest, extract.kind, source.size_bytes, source.mtime_ns, extract.note

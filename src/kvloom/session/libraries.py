@@ -122,7 +122,7 @@ class StoredLibrary:
 
         for path in wanted:
             self._index.add_root(path)
-        return self._updated(read(wanted, None, self._index.is_known, is_cancelled), tell, progress, is_cancelled)
+        return self._updated(read(wanted, None, self._index.known, is_cancelled), tell, progress, is_cancelled)
 
     def add_texts(
         self,
@@ -167,7 +167,7 @@ class StoredLibrary:
             if progress is not None:
                 progress(Progress("indexing", at.num_files, max(total, at.num_files), "files"))
 
-        found = read(self._index.roots(), None, self._index.is_known, is_cancelled)
+        found = read(self._index.roots(), None, self._index.known, is_cancelled)
         return self._updated(found, tell, progress, is_cancelled)
 
     def _updated(

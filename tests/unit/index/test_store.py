@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from kvloom.chunk.content import read_text
 from kvloom.errors import StoreError
 from kvloom.index import LibraryIndex, Progress
 from kvloom.index.file import IndexFile
-from kvloom.read import Document, Skipped, SkipReason, Unchanged, read
+from kvloom.read import Document, FoundFile, Skipped, SkipReason, Unchanged, read, reader
 from tests.unit.index.texts import document, prose
 
 
@@ -175,7 +176,7 @@ def test_documents_whose_files_are_gone_leave_and_others_stay(index: LibraryInde
     (tmp_path / "elsewhere.txt").write_text("Added for itself.\n")
     index.update(read([folder, tmp_path / "elsewhere.txt"]))
     (folder / "a.txt").unlink()
-    done = index.update(read([folder], known=index.is_known))
+    done = index.update(read([folder], known=index.known))
     assert done.num_removed == 1
     assert names(index) == ["elsewhere.txt", "texts/b.txt"]
 
@@ -198,12 +199,12 @@ def test_files_that_did_not_change_are_known_and_not_read(index: LibraryIndex, t
     path = tmp_path / "a.txt"
     path.write_text("Some text.\n")
     os.utime(path, ns=(10**18, 10**18))
-    index.update(read([path], known=index.is_known))
-    (item,) = read([path], known=index.is_known)
+    index.update(read([path], known=index.known))
+    (item,) = read([path], known=index.known)
     assert isinstance(item, Unchanged)
     assert index.update([item]).num_unchanged == 1
     path.write_text("Other text\n")
-    (item,) = read([path], known=index.is_known)
+    (item,) = read([path], known=index.known)
     assert isinstance(item, Document)
     assert index.update([item]).num_changed == 1
 
@@ -213,7 +214,51 @@ def test_a_file_written_the_moment_it_is_read_is_read_once_more(index: LibraryIn
     path.write_text("Some text.\n")
     index.update(read([path]))
     found = path.stat()
-    assert not index.is_known(path, found.st_size, found.st_mtime_ns)
+    assert index.known(FoundFile("a.txt", path, found.st_size, found.st_mtime_ns)) is None
+
+
+def test_a_file_that_gave_no_text_is_not_read_again_until_it_changes_or_a_day_has_gone(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(b"%PDF-1.4 and no page in it")
+    os.utime(path, ns=(10**18, 10**18))
+    (first,) = index.update(read([path], known=index.known)).skipped
+    with monkeypatch.context() as patched:
+        patched.setattr(reader, "read_raw", None)  # nothing is opened
+        (again,) = index.update(read([path], known=index.known)).skipped
+        assert again == first
+        assert again.reason is SkipReason.NOT_TEXT
+        assert path.name not in again.why
+    now = time.time_ns()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time_ns", lambda: now + 25 * 3600 * 10**9)
+        found = FoundFile("a.pdf", path, *_state(path))
+        assert index.known(found) is None
+    path.write_text("Now it is text, whatever its name says.\n")
+    os.utime(path, ns=(2 * 10**18, 2 * 10**18))
+    assert index.known(FoundFile("a.pdf", path, *_state(path))) is None
+    assert index.update(read([path], known=index.known)).num_added == 1
+    assert index._file.rows("SELECT * FROM skipped") == []
+
+
+def test_what_was_said_of_files_is_forgotten_after_a_day(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\x00\x01")
+    index.update(read([path], known=index.known))
+    path.unlink()
+    assert index._file.rows("SELECT reason FROM skipped") == [("not text",)]
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 25 * 3600 * 10**9)
+    index.update([])
+    assert index._file.rows("SELECT reason FROM skipped") == []
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def test_documents_that_never_were_files_stay(index: LibraryIndex) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvloom.errors import UsageError
-from kvloom.read import Document, DocumentKind, ReadLimits, Skipped, SkipReason, Unchanged, num_files, read
+from kvloom.read import Document, DocumentKind, FoundFile, ReadLimits, Skipped, SkipReason, Unchanged, num_files, read
 from tests.unit.read.pdf_files import pdf_of
 
 
@@ -97,10 +97,9 @@ def test_a_file_that_vanishes_between_finding_and_reading_is_skipped(tmp_path: P
     for name in ("a.txt", "b.txt"):
         write(tmp_path / "t" / name, b"words")
 
-    def known(path: Path, size_bytes: int, mtime_ns: int) -> bool:
-        if path.name == "a.txt":
-            path.unlink()
-        return False
+    def known(found: FoundFile) -> None:
+        if found.path.name == "a.txt":
+            found.path.unlink()
 
     gone, kept = read([tmp_path / "t"], known=known)
     assert isinstance(gone, Skipped)
@@ -137,17 +136,17 @@ def test_a_folder_of_all_sorts_gives_something_for_every_file(tmp_path: Path) ->
 
 def test_known_files_are_not_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"words")
-    asked: list[tuple[Path, int, int]] = []
+    asked: list[FoundFile] = []
 
-    def known(path: Path, size_bytes: int, mtime_ns: int) -> bool:
-        asked.append((path, size_bytes, mtime_ns))
+    def known(found: FoundFile) -> Unchanged:
+        asked.append(found)
         path.unlink()
-        return True
+        return Unchanged(found.name, found.path)
 
     mtime_ns = path.stat().st_mtime_ns
     (item,) = read([str(path)], known=known)
     assert isinstance(item, Unchanged)
-    assert asked == [(item.path, 5, mtime_ns)]
+    assert asked == [FoundFile("a.txt", item.path, 5, mtime_ns)]
 
 
 def test_a_limit_under_one_is_refused() -> None:
