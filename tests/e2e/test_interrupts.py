@@ -195,3 +195,11 @@ def test_a_library_is_filled_as_far_as_it_came(kvloom: Kvloom, folder: Path) -> 
     assert (stopped.code, stopped.out) == (130, "")
     assert "stopped: the same command goes on where it stopped" in stopped.err
     assert kvloom.document("libraries", "show", "bells", loom=False)["library"]["num_documents"] == 1
+
+
+def test_a_program_is_told_as_json_what_was_stopped(kvloom: Kvloom, folder: Path) -> None:
+    stopped = kvloom.interrupted(kvloom.has_read_one, "libraries", "add", "bells", folder, "--json", loom=False)
+    assert (stopped.code, stopped.out) == (130, "")
+    error = json.loads(stopped.err)["error"]
+    assert error["type"] == "CancelledError"
+    assert "the same command goes on where it stopped" in error["message"]

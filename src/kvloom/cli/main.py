@@ -97,15 +97,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = get_command(app).main(list(arguments), prog_name="kvloom", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK
-    except typer.Abort:
-        return EXIT_INTERRUPTED
     except typer.TyperException as exc:
         return _wrong_usage(exc, output)
-    except CancelledError as exc:
-        output.note(str(exc))
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except (CancelledError, KeyboardInterrupt, typer.Abort) as exc:
+        return _interrupted(exc, output)
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,6 +111,15 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as exc:  # noqa: BLE001 - the CLI edge: never a traceback
         output.error(exc)
         return EXIT_FAILED
+
+
+def _interrupted(error: BaseException, output: Output) -> int:
+    """What was stopped, where somebody knows: a person who pressed Ctrl-C sees that it was, a program does not."""
+    if output.is_json:
+        output.error(error if isinstance(error, CancelledError) else CancelledError("interrupted"))
+    elif isinstance(error, CancelledError):
+        output.note(str(error))
+    return EXIT_INTERRUPTED
 
 
 def _wrong_usage(error: typer.TyperException, output: Output) -> int:
