@@ -14,7 +14,7 @@ NUM_KILLS = 3
 
 def test_three_kills_among_a_thousand_streams_lose_nothing_and_charge_nothing_twice(tmp_path: Path) -> None:
     run = Run(tmp_path, "sums", speed=1, num_clients=1000)
-    asyncio.run(run.go(NUM_KILLS, min_open=950, last_s=5.0))
+    asyncio.run(run.go(NUM_KILLS, min_open=950, last_s=5.0, is_holding=True))
     check_sums(run, NUM_KILLS, 950)
 
 

@@ -311,6 +311,7 @@ def _only_words(text: str) -> list[str]:
 def _words_of(run: str) -> list[str]:
     """A run of word characters as search words."""
     if len(run) > 2 and not run.isascii() and _is_unspaced(run):
+        run = run.lower()
         return [run[i : i + 2] for i in range(len(run) - 1)]
     return [run.lower()]
 

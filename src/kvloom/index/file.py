@@ -33,6 +33,11 @@ _SUFFIXES = ("-wal", "-shm", "-journal", "")
 _BETWEEN_CHECKPOINTS_S = 0.05
 """SQLite waits for readers by itself, and not for another process that is at the same work: some milliseconds."""
 
+# Files that gave no text: finding that out may take a minute, and they are most likely the same next time.
+_SKIPPED = (
+    "CREATE TABLE skipped (path BLOB PRIMARY KEY, why TEXT NOT NULL, reason TEXT NOT NULL, "
+    "size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, read_ns INTEGER NOT NULL) WITHOUT ROWID"
+)
 _TABLES = (
     "CREATE TABLE documents (number INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, "
     "digest TEXT NOT NULL, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, "
@@ -42,9 +47,7 @@ _TABLES = (
     "heading TEXT NOT NULL, text TEXT NOT NULL)",
     "CREATE INDEX passages_by_place ON passages (document, position)",
     "CREATE INDEX passages_by_id ON passages (id)",
-    # Files that gave no text: finding that out may take a minute, and they are most likely the same next time.
-    "CREATE TABLE skipped (path BLOB PRIMARY KEY, why TEXT NOT NULL, reason TEXT NOT NULL, "
-    "size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, read_ns INTEGER NOT NULL) WITHOUT ROWID",
+    _SKIPPED,
     "CREATE TABLE roots (path BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE totals (num_passages INTEGER NOT NULL, num_chars INTEGER NOT NULL)",
     "INSERT INTO totals VALUES (0, 0)",
@@ -55,6 +58,10 @@ _TABLES = (
     "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.5, 1.0)')",
     "CREATE VIRTUAL TABLE vocabulary USING fts5vocab(words, row)",
 )
+
+_UPGRADES = {1: (_SKIPPED,)}
+"""By version: what makes an index of it one of `FORMAT_VERSION`. Texts that were handed over have no file to be read
+again from."""
 
 Value = str | int | float | bytes | None
 Row = tuple[Any, ...]
@@ -199,18 +206,14 @@ class IndexFile:
                 f"{self.path} is an index of version {version}, this kvloom knows {FORMAT_VERSION}: use the "
                 "newer kvloom that wrote it, or remove it and add the documents again"
             )
-        if 0 < version < FORMAT_VERSION:
-            raise IndexDamagedError(
-                f"{self.path} is an index of the older version {version}, this kvloom writes {FORMAT_VERSION}: "
-                "remove it and add the documents again"
-            )
 
     def _build(self) -> None:
         """Takes the write lock first: another process may be doing the same."""
         with self.transaction():
             if self._is_built():
                 return
-            for statement in _TABLES:
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            for statement in _UPGRADES.get(version, _TABLES):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             self._connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")

@@ -16,7 +16,7 @@ from kvloom.index.file import IndexFile, Row, Value
 from kvloom.index.question import Asked, Query, Terms, Word, file_names, weight, without_file_names
 from kvloom.index.values import Found
 from kvloom.index.vectors import Vectors, fused
-from kvloom.text.definitions import defined_in, names_in
+from kvloom.text.definitions import defined_in, defined_names_in
 from kvloom.types import ChunkId
 
 _MAX_MARKED_ROWS = 50_000
@@ -85,7 +85,7 @@ class Search:
         # A name that stands nowhere is not missing in any passage: its words may be there, written otherwise.
         query = replace(query, words=tuple(w for w in query.words if " " not in w.term or self._num_with(w.term)))
         weights = {word.term: weight(self._num_with(word.term), num_passages) for word in query.words}
-        return Asked(query, weights, num_chars / max(1, num_passages), names_in(question))
+        return Asked(query, weights, num_chars / max(1, num_passages), defined_names_in(question))
 
     def _num_with(self, term: str) -> int:
         """How many passages hold a term. Counting a frequent one takes milliseconds, so it is kept until a write."""

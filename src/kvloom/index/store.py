@@ -6,24 +6,20 @@ One transaction a document: a stopped or killed update keeps whole documents, an
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from kvloom.index.file import IndexFile, Row, remove_file
 from kvloom.index.search import Search, checked_id
-from kvloom.index.update import SKIPPED_FOR_NS, Stopped, Update, drop_document, drop_passages
+from kvloom.index.update import Stopped, Update, drop_document, drop_passages, is_settled, remembered
 from kvloom.index.values import DocumentInfo, Found, Progress, StoredPassage, Updated
 from kvloom.index.vectors import Vectors
-from kvloom.read.document import DocumentKind, Reading, Skipped, SkipReason, Unchanged
+from kvloom.read.document import DocumentKind, Reading, Skipped, Unchanged
 from kvloom.read.walk import FoundFile, canonical
 from kvloom.types import ChunkId
 
-_RACY_NS = 2_000_000_000
-"""A file written so shortly before it was read may be written again without a new time; it is read once more."""
 _KINDS = frozenset(kind.value for kind in DocumentKind)
-_REASONS = frozenset(reason.value for reason in SkipReason)
 _COLUMNS = "p.id, d.name, p.first_line, p.last_line, p.heading, p.text"
 
 
@@ -96,6 +92,7 @@ class LibraryIndex:
             for _, document in rows:
                 self._file.execute("UPDATE documents SET num_passages = num_passages - 1 WHERE number = ?", (document,))
             self._file.execute("DELETE FROM vectors WHERE id = ?", (key,))
+            self._file.execute("DELETE FROM skipped")  # a parser's words may quote what it stumbled over
         # Without rows too: an edit may have taken the text out before, or a crash come between the two.
         self._file.scrub()
         return len(rows)
@@ -120,18 +117,13 @@ class LibraryIndex:
     def known(self, found: FoundFile) -> Unchanged | Skipped | None:
         """What is known of the file as it stands, None where it has to be read: what `read` takes as `known`."""
         path, state = os.fsencode(found.path), (found.size_bytes, found.mtime_ns)
-        for *stood, read_ns in self._file.rows(
-            "SELECT size_bytes, mtime_ns, read_ns FROM documents WHERE path = ?", (path,)
-        ):
-            if (*stood,) == state and found.mtime_ns < read_ns - _RACY_NS:
-                return Unchanged(found.name, found.path)
-        for why, reason, *stood, read_ns in self._file.rows(
-            "SELECT why, reason, size_bytes, mtime_ns, read_ns FROM skipped WHERE path = ?", (path,)
-        ):
-            is_fresh = found.mtime_ns + _RACY_NS < read_ns and time.time_ns() < read_ns + SKIPPED_FOR_NS
-            if (*stood,) == state and is_fresh and reason in _REASONS:
-                return Skipped(found.name, why, found.path, SkipReason(reason), *state)
-        return None
+        rows = self._file.rows(
+            "SELECT read_ns FROM documents WHERE (path, size_bytes, mtime_ns) = (?, ?, ?)", (path, *state)
+        )
+        if any(is_settled(found.mtime_ns, read_ns) for (read_ns,) in rows):
+            return Unchanged(found.name, found.path)
+        skipped = remembered(self._file, path, *state)
+        return Skipped(found.name, skipped[0], found.path, skipped[1], *state) if skipped is not None else None
 
     def roots(self) -> tuple[Path, ...]:
         return tuple(Path(os.fsdecode(path)) for (path,) in self._file.rows("SELECT path FROM roots ORDER BY path"))

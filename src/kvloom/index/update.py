@@ -20,9 +20,13 @@ from kvloom.text.words import spaced
 
 _KEPT = frozenset({SkipReason.LEFT_OUT, SkipReason.REPEATED, SkipReason.UNREADABLE, SkipReason.CHANGING})
 """Reasons for which what the index has of a file stays: it may be read again."""
-SKIPPED_FOR_NS = 24 * 3600 * 10**9
-"""A file that gave no text is read again a day later, or when it has changed: a busy machine may have been the reason,
-or a reader that has become better since."""
+_SKIPPED_FOR_NS = 24 * 3600 * 10**9
+"""A file that gave no text is read again a day later, or when it has changed: a reader may have become better since."""
+_UNREADABLE_FOR_NS = 600 * 10**9
+"""… and ten minutes later where the reason was time or memory: of those a busy machine has more by then."""
+_RACY_NS = 2_000_000_000
+"""A file written so shortly before it was read may be written again without a new time; it is read once more."""
+_REASONS = frozenset(reason.value for reason in SkipReason)
 _ROWS_BETWEEN_LOOKS = 256
 """Passages written before it is asked again whether to stop: some 10 ms."""
 
@@ -73,7 +77,7 @@ class Update:
         """Documents that did not come by and whose files are gone. Those that never had one, or lie elsewhere, stay."""
         paths = [path for (path,) in self.file.rows("SELECT path FROM documents WHERE is_file")]
         self._remove([path for path in paths if path not in self.seen and not os.path.lexists(path)])
-        self.file.execute("DELETE FROM skipped WHERE read_ns < ?", (time.time_ns() - SKIPPED_FOR_NS,))
+        self.file.execute("DELETE FROM skipped WHERE read_ns < ?", (time.time_ns() - _SKIPPED_FOR_NS,))
 
     def done(self, *, is_complete: bool) -> Updated:
         return Updated(
@@ -90,16 +94,16 @@ class Update:
         )
 
     def _remember(self, skipped: Skipped) -> None:
-        """That a file gave no text, for `SKIPPED_FOR_NS`; what was said of it before stays as it is."""
+        """That a file gave no text; where it was not read again, what was said of it stays as it is."""
+        path = os.fsencode(skipped.path)
         if skipped.size_bytes is None or skipped.mtime_ns is None:
             return
-        path, state = os.fsencode(skipped.path), (skipped.size_bytes, skipped.mtime_ns)
-        if self.file.rows("SELECT size_bytes, mtime_ns FROM skipped WHERE path = ?", (path,)) == [state]:
-            return
-        self.file.execute(
-            "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?, ?, ?)",
-            (path, skipped.why, skipped.reason.value, *state, time.time_ns()),
-        )
+        if remembered(self.file, path, skipped.size_bytes, skipped.mtime_ns) is None:
+            why = skipped.why.encode(errors="replace").decode()
+            self.file.execute(
+                "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?, ?, ?)",
+                (path, why, skipped.reason.value, skipped.size_bytes, skipped.mtime_ns, time.time_ns()),
+            )
 
     def _look(self) -> None:
         if self.is_cancelled():
@@ -194,6 +198,25 @@ class Update:
         gone = [place[0] for places in standing.values() for place in places]
         drop_passages(self.file, gone)
         return num_added, len(gone)
+
+
+def is_settled(mtime_ns: int, read_ns: int) -> bool:
+    """Whether a file was old enough when it was read for its time to tell of every later change."""
+    return mtime_ns < read_ns - _RACY_NS
+
+
+def remembered(file: IndexFile, path: bytes, size_bytes: int, mtime_ns: int) -> tuple[str, SkipReason] | None:
+    """Why a file gave no text as it stands now, while that need not be found out again."""
+    for why, reason, read_ns in file.rows(
+        "SELECT why, reason, read_ns FROM skipped WHERE (path, size_bytes, mtime_ns) = (?, ?, ?)",
+        (path, size_bytes, mtime_ns),
+    ):
+        if reason not in _REASONS:
+            raise file.damaged("a file was skipped for no known reason")
+        most_ns = _UNREADABLE_FOR_NS if reason == SkipReason.UNREADABLE else _SKIPPED_FOR_NS
+        if is_settled(mtime_ns, read_ns) and time.time_ns() < read_ns + most_ns:
+            return why, SkipReason(reason)
+    return None
 
 
 def drop_document(file: IndexFile, document: int) -> int:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RECALL_FROM = ("compress", "policy")
 """First words of the operations whose turns may come back by themselves: what a person cleared stays away."""
+QUESTION_MARKS = ("?", "？", "؟", "\u037e")
+"""Latin, full-width, Arabic, Greek."""
 MAX_RECALLABLE = 32
 """Turns that a question may bring back, the most relevant ones: each has to be read out of the log."""
 
@@ -202,7 +204,7 @@ class Budget:
         is_full = manifest.num_tokens > limit
         relevance = self._relevance(text, manifest, [line.named.ref for line in lines], with_chunks=is_full)
         recallable = self._best(lines, relevance)
-        return Need(limit, window, relevance, recallable, order, self._restore_s, sizes)
+        return Need(limit, window, relevance, recallable, order, self._restore_s, sizes, self._asking(manifest))
 
     # -- what may come back -------------------------------------------------------------------------------------
 
@@ -216,6 +218,11 @@ class Budget:
             and not line.is_undone
             and not line.named.is_summary
         ]
+
+    def _asking(self, manifest: Manifest) -> frozenset[str]:
+        """Turns that stand and end with a question mark."""
+        users = ((slot.ref, self._desk.history.turn(slot.ref).user) for slot in manifest.turns)
+        return frozenset(ref for ref, user in users if user.rstrip().endswith(QUESTION_MARKS))
 
     def _best(self, lines: Sequence[Left[ManifestId]], relevance: Mapping[str, float]) -> list[Slot]:
         """What stood for the most relevant of them, oldest first."""

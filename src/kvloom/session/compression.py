@@ -217,6 +217,7 @@ class Compression:
         previous = tuple(slot for slot in manifest.turns if slot.is_summary and not slot.pinned)
         known = {ref for slot in previous for ref in self._desk.history.turn(slot.ref).replaces}
         turns = [slot for slot in manifest.turns if slot.active and not slot.pinned and not slot.is_summary]
+        turns.sort(key=lambda slot: self._desk.history.order(slot.ref))  # one that came back stands where it was needed
         covered = tuple(slot for slot in turns if slot.ref in known)
         fresh = [slot for slot in turns if slot.ref not in known]
         # The newest turn stays word for word even where it is larger than what is to be kept.

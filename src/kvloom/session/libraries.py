@@ -196,10 +196,10 @@ class StoredLibrary:
         return self._index.search(question, limit)
 
     def hits(self, question: str, limit: int) -> list[Hit]:
-        """`search`, comparable with other libraries': the best one is worth the share of the question that it has."""
+        """`search`, comparable with other libraries': the best is worth the most of the question that any has."""
         found = self.search(question, limit)
         best = max((one.score for one in found), default=0.0)
-        share = max((_worth(one) for one in found if one.score == best), default=0.0)
+        share = max((_worth(one) for one in found), default=0.0)
         return [Hit(self.name, one, share * one.score / best) for one in found if one.score > 0]
 
     def passages(self) -> Iterator[StoredPassage]:

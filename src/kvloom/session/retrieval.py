@@ -100,6 +100,7 @@ class Retrieval:
         the one that says what it is about. The newest first: of a long text only the first words are looked up."""
         asked = [text]
         turns = [slot for slot in manifest.turns if not slot.is_summary]  # nobody asked what a summary answers
+        turns.sort(key=lambda slot: self._desk.history.order(slot.ref))
         for slot in turns[: -MAX_ASKED_BEFORE - 1 : -1]:
             if not is_follow_up(asked[-1]):
                 break

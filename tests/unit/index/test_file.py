@@ -40,6 +40,18 @@ def test_a_newer_version_is_left_alone_and_said(tmp_path: Path) -> None:
     assert path.read_bytes() == data
 
 
+def test_an_index_of_the_version_before_keeps_what_it_has(tmp_path: Path) -> None:
+    path = built(tmp_path)
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE skipped")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with LibraryIndex.open(path) as index:
+        assert index.num_passages > 0
+        assert index._file.rows("SELECT * FROM skipped") == []
+        assert index._file.row("PRAGMA user_version") == (FORMAT_VERSION,)
+
+
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.sqlite3"
     connection = sqlite3.connect(path)

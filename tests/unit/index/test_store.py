@@ -242,6 +242,61 @@ def test_a_file_that_gave_no_text_is_not_read_again_until_it_changes_or_a_day_ha
     assert index._file.rows("SELECT * FROM skipped") == []
 
 
+def test_what_took_too_long_is_tried_again_after_ten_minutes(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(b"%PDF")
+    os.utime(path, ns=(10**18, 10**18))
+    slow = Skipped("a.pdf", "took too long \ud800", path, SkipReason.UNREADABLE, *_state(path))
+    now = time.time_ns()
+    for at_min, is_known in ((0, True), (9, True), (11, False)):
+        monkeypatch.setattr(time, "time_ns", lambda at_min=at_min: now + at_min * 60 * 10**9)
+        assert (index.known(FoundFile("a.pdf", path, *_state(path))) is not None) == (is_known and at_min > 0)
+        index.update([slow])
+        again = index.known(FoundFile("a.pdf", path, *_state(path)))
+        assert isinstance(again, Skipped)
+        assert (again.why, again.reason) == ("took too long ?", SkipReason.UNREADABLE)
+
+
+def test_a_file_that_is_read_again_after_a_day_is_remembered_for_another(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\x00\x01")
+    os.utime(path, ns=(10**18, 10**18))
+    now = time.time_ns()
+    for day in (0, 1.1, 2.2):
+        monkeypatch.setattr(time, "time_ns", lambda day=day: now + int(day * 24 * 3600 * 10**9))
+        assert index.known(FoundFile("a.bin", path, *_state(path))) is None
+        index.update(read([path], known=index.known))
+        assert isinstance(index.known(FoundFile("a.bin", path, *_state(path))), Skipped)
+
+
+def test_a_file_written_the_moment_it_gave_no_text_is_read_again_and_then_remembered(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\x00\x01")
+    found, now = FoundFile("a.bin", path, *_state(path)), time.time_ns()
+    index.update(read([path], known=index.known))
+    assert index.known(found) is None
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10 * 10**9)
+    assert index.known(found) is None
+    index.update(read([path], known=index.known))
+    assert isinstance(index.known(found), Skipped)
+
+
+def test_a_purge_forgets_what_parsers_said(index: LibraryIndex, tmp_path: Path) -> None:
+    index.update(
+        [document("a.md", "Some text."), Skipped("b.pdf", "no 'secret'", tmp_path / "b", SkipReason.NOT_TEXT, 1, 2)]
+    )
+    (passage,) = index.passages()
+    index.forget(passage.id)
+    assert index._file.rows("SELECT * FROM skipped") == []
+    assert files_with(index.path.parent, b"secret") == []
+
+
 def test_what_was_said_of_files_is_forgotten_after_a_day(
     index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ class Gate:
             self._num_open -= 1
 
     def _has_room(self) -> bool:
-        few, most = self._num_held // 8, self._num_held // 3
+        few, most = self._num_held // 10 + 1, self._num_held // 3
         is_over = self._num_open > self._num_held and self._num_ended < most
         return not self._num_held or self._num_ended < few or is_over
 

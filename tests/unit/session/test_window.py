@@ -163,6 +163,51 @@ def test_nothing_comes_back_that_means_less_than_what_still_stands(loom: Loom) -
     assert reply.came_back == ()
 
 
+def test_what_came_back_for_one_question_is_put_in_order_for_another(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    old, new = "the red door has xylophone as its code, the blue door kazoo", "the red door has trombone as its code"
+    ask(chat, old)
+    fill(chat, 14)
+    ask(chat, new)
+    fill(chat, 1)
+    ask(chat, "what about kazoo and the blue door")
+    users = [turn.user for turn in chat.history()]
+    assert users.index(old) > users.index(new), "no other has to do with it"
+    ask(chat, "which code has the red door?")
+    users = [turn.user for turn in chat.history()]
+    assert users.index(old) < users.index(new)
+
+
+def test_what_came_back_is_as_old_as_it_is(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    ask(chat, "the code of the red door is xylophone")
+    fill(chat, 14)
+    ask(chat, "what is the code of the red door?")
+    assert "the code of the red door is xylophone" in [turn.user for turn in chat.history()]
+    for policy in ("fifo", "sliding_window", "adaptive"):
+        fork = chat.fork()
+        fork.policy = policy
+        fill(fork, 3)
+        users = [turn.user for turn in fork.history()]
+        assert "the code of the red door is xylophone" not in users, policy
+        assert "what is the code of the red door?" in users, policy
+
+
+def test_who_asks_again_is_not_kept_from_the_answer_by_the_question_that_stands(loom: Loom) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    ask(chat, "the code of the red door is xylophone, and that of all the others is not known to anybody at all")
+    fill(chat, 14)
+    question = "remind me please: what was the code of the red door again?"
+    ask(chat, question)
+    fact = next(turn for turn in chat.manifest.turns if "xylophone" in chat._desk.history.turn(turn.ref).user)
+    chat._desk.commit("policy", chat.manifest.without({fact.ref}))
+    reply = chat.generate(question, max_tokens=6, temperature=0.0)
+    assert fact.ref in reply.came_back
+
+
 def test_a_turn_comes_back_again_after_a_restore_has_taken_it_out(loom: Loom) -> None:
     chat = loom.session()
     chat.policy = "adaptive"

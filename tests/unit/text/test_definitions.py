@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kvloom.text.definitions import defined_in, given_values, names_in
+from kvloom.text.definitions import defined_in, defined_names_in, given_values, names_in
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,19 @@ def test_names_are_quoted_or_look_like_identifiers(question: str, names: set[str
 
 
 @pytest.mark.parametrize(
+    ("question", "names"),
+    [
+        ("What is the value of `MAX_SIZE`?", {"max_size"}),
+        ("What is `max-size` for, and what `config.limit`?", {"size", "limit"}),
+        ("What happened at 12:30 in 1984?", set()),
+        ("What is the capital of France?", set()),
+    ],
+)
+def test_what_a_text_may_define_is_the_last_word_of_a_name_and_no_number(question: str, names: set[str]) -> None:
+    assert defined_names_in(question) == names
+
+
+@pytest.mark.parametrize(
     ("text", "names"),
     [
         ("MAXLINE = 8192\n", {"maxline"}),
@@ -36,7 +49,12 @@ def test_names_are_quoted_or_look_like_identifiers(question: str, names: set[str
         ("UNITS = {'usec': 1e-6, \"msec\": 1e-3}\n", {"units", "usec", "msec"}),
         ("indent: how far a line is moved\n", {"indent"}),
         ("if size == MAX_SIZE and mode >= OPEN:\n    use(size)\n", set()),
-        ("They met at ten: it was late.\n", set()),
+        ("They met at ten: it was late.\n12:05 Bob left\nsee http://a.b/c\n", set()),
+        ("static const int LIMIT = 3;\nlet mut size = 4;\n", {"int", "limit", "mut", "size"}),
+        ("this.limit = 3\nconfig.size = 4\ndepth := 5\n", {"limit", "size", "depth"}),
+        ("max-size: 3\n- min_size: 2\nserver.port=80\nContent-Type: text\n", {"size", "min_size", "port", "type"}),
+        ('{"max-size": 3, "r+b": 4}\n', {"size", "b"}),
+        ("fetch(url, limit=LIMIT)\nif mode == 'size':\n    go()\nx => 3\na >= b\na += b\n", set()),
         ("", set()),
     ],
 )
@@ -50,7 +68,10 @@ def test_where_a_name_is_given_its_value() -> None:
     assert next(given_values(text))[0] == text.index("limit = 3")
 
 
-@pytest.mark.parametrize("piece", ["a", "'", '"a', "(", "a:", " ", "self.", "(a:"])
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "'", '"a', "(", "a:", " ", "self.", "(a:", "“a", "„a“ ", "a ", "a-", "def f(a=", "aa aa aa aa ", "\n"],
+)
 def test_a_long_run_of_anything_is_looked_through_at_once(piece: str) -> None:
     text = piece * 100_000
     began = time.perf_counter()

@@ -10,6 +10,7 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.options import Options, takes
+from kvloom.errors import CancelledError
 
 if TYPE_CHECKING:
     from kvloom.server.batch import BatchSummary
@@ -59,10 +60,9 @@ def batch(
 
         try:
             summary = run_batch(settings, source, target, options.home, on_done)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             progress.clear()
-            output.note(f"{num_done} requests are answered; run it again to go on")
-            raise
+            raise CancelledError(f"{num_done} requests are answered; run it again to go on") from exc
     data = {"input": str(source), "output": str(target), **asdict(summary)}
     output.emit(data, summary_line(summary, target))
 

@@ -15,6 +15,7 @@ from kvloom.context.policies.base import (
     droppable_chunks,
     droppable_turns,
     register,
+    standing_turns,
     without_chunks_until,
 )
 
@@ -25,34 +26,37 @@ FADE = 0.85
 RECALL_RELEVANCE = 0.35
 """A turn that left comes back from this relevance on: a word in common is not enough."""
 RECALL_OF_BEST = 0.8
-"""… and with so much of what the most relevant one that left has in common with the question, rare words weighing more:
-turns with less mislead small models. Of all turns those that come so near to the best go before what is only recent."""
+"""… and with so much of what the most relevant turn has in common with the question, rare words weighing more: turns
+with less mislead small models. Of all turns those that come so near to the best go before what is only recent."""
 RECALL_SHARE = 0.5
 """Of the room, what turns that come back may take: the conversation at hand keeps the rest."""
 PATIENCE_S = 20.0
 """Seconds of restoring that are worth one point of score."""
 
+_IsNear = Callable[[Slot], bool]
+
 
 @register("adaptive")
 def adaptive(manifest: Manifest, need: Need) -> Manifest:
-    """The most useful turns within the limit, in their old order."""
-    present = droppable_turns(manifest)
+    """The most useful turns within the limit; what comes back stands where the question needs it."""
     here = {slot.ref for slot in manifest.turns}
     absent = [slot for slot in need.recallable if slot.ref not in here]
-    is_near = _near_to_best((*present, *absent), need)
+    is_near = _near_to_best(standing_turns(manifest), absent, need)
     absent = [slot for slot in absent if is_near(slot)]
-    if manifest.num_tokens <= need.limit and not absent:
+    displaced = _displaced(manifest, need, is_near)
+    if manifest.num_tokens <= need.limit and not absent and not displaced:
         return manifest
-    kept = _choose(manifest, present, absent, need)
-    fresh = manifest.without({slot.ref for slot in present} - kept)
-    for slot in absent:
+    present = droppable_turns(manifest, need)
+    kept = _choose(manifest, present, absent, need, is_near)
+    fresh = manifest.without({slot.ref for slot in present} - kept | {slot.ref for slot in displaced})
+    for slot in sorted((*absent, *displaced), key=lambda slot: need.order(slot.ref)):
         if slot.ref in kept:
-            fresh = fresh.with_turn_again(slot, _place(slot, fresh, need))
+            fresh = fresh.with_turn_again(slot, _place(slot, fresh, need, is_near))
     chunks = sorted(droppable_chunks(fresh), key=lambda chunk: need.relevance.get(chunk, 0.0))
     return checked(without_chunks_until(fresh, need.limit, chunks), need)
 
 
-def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: Need) -> set[str]:
+def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: Need, is_near: _IsNear) -> set[str]:
     """Refs of the turns that stay or come back."""
     room = need.limit - manifest.num_tokens + sum(slot.num_tokens for slot in present)
     newest = present[-1:]
@@ -61,7 +65,6 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
     recall_room = int(room * RECALL_SHARE)
     ages = {slot.ref: age for age, slot in enumerate(reversed(present))}
     away = {slot.ref for slot in absent}
-    is_near = _near_to_best((*present, *absent), need)
 
     def rank(slot: Slot) -> tuple[float, float, int]:
         relevance = _relevance(slot, need)
@@ -79,11 +82,21 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
     return kept
 
 
-def _place(slot: Slot, fresh: Manifest, need: Need) -> str | None:
+def _displaced(manifest: Manifest, need: Need, is_near: _IsNear) -> list[Slot]:
+    """Turns that came back for another question, and stand behind what was said later on the matter of this one."""
+    found, latest = [], -1
+    for slot in standing_turns(manifest):
+        if is_near(slot):
+            if need.order(slot.ref) < latest and not slot.pinned:
+                found.append(slot)
+            latest = max(latest, need.order(slot.ref))
+    return found
+
+
+def _place(slot: Slot, fresh: Manifest, need: Need, is_near: _IsNear) -> str | None:
     """In front of which turn a turn comes back: of the newest, so that it is near to the question, where small models
     look for its answer; but never behind what was said later and has as much to do with the question."""
-    turns = droppable_turns(fresh)
-    is_near = _near_to_best((*turns, slot), need)
+    turns = standing_turns(fresh)
     later = (t.ref for t in turns if is_near(t) and need.order(t.ref) > need.order(slot.ref))
     return next(later, turns[-1].ref if turns else None)
 
@@ -92,9 +105,13 @@ def _relevance(slot: Slot, need: Need) -> float:
     return need.relevance.get(slot.ref, 0.0)
 
 
-def _near_to_best(slots: Iterable[Slot], need: Need) -> Callable[[Slot], bool]:
-    """Whether a turn is relevant at all, and nearly as much as the most relevant of these."""
-    best = max((_in_common(_relevance(slot, need)) for slot in slots), default=0.0)
+def _near_to_best(standing: Iterable[Slot], absent: Iterable[Slot], need: Need) -> _IsNear:
+    """Whether a turn is relevant at all, and nearly as much as the most relevant of these.
+
+    What stands and only asked does not count: whoever asks again what was not answered must not be kept from it.
+    """
+    telling = (*absent, *(slot for slot in standing if slot.ref not in need.asking))
+    best = max((_in_common(_relevance(slot, need)) for slot in telling), default=0.0)
 
     def is_near(slot: Slot) -> bool:
         relevance = _relevance(slot, need)

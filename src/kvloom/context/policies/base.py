@@ -28,7 +28,8 @@ class Need:
 
     `limit`: the most tokens that the manifest may hold. `relevance`: how much each turn and chunk has to do with the
     question, by ref, 0 … 1. `recallable`: turns that a policy or a compression took out before, oldest first. `order`:
-    a turn's ordinal in the session. `restore_s`: seconds to bring a slot back to the device.
+    a turn's ordinal in the session. `restore_s`: seconds to bring a slot back to the device. `asking`: turns that stand
+    and in which somebody asked something, so that its words say little of what is known.
     """
 
     limit: int
@@ -38,6 +39,7 @@ class Need:
     order: Callable[[str], int] = lambda _: 0
     restore_s: Callable[[Slot], float] = lambda _: 0.0
     settings: PolicySettings = PolicySettings()
+    asking: frozenset[str] = frozenset()
 
 
 Policy = Callable[[Manifest, Need], Manifest]
@@ -76,9 +78,15 @@ def find_policy(name: str) -> Policy:
 # -- what several policies need ---------------------------------------------------------------------------------------
 
 
-def droppable_turns(manifest: Manifest) -> list[Slot]:
-    """Turns that may leave, oldest first: not pinned, and no summary of what left before."""
-    return [slot for slot in manifest.turns if slot.active and not slot.pinned and not slot.is_summary]
+def standing_turns(manifest: Manifest) -> list[Slot]:
+    """Turns that the model sees word for word, in the order of the prompt: no summary of what left before."""
+    return [slot for slot in manifest.turns if slot.active and not slot.is_summary]
+
+
+def droppable_turns(manifest: Manifest, need: Need) -> list[Slot]:
+    """Turns that may leave: not pinned. Oldest first, wherever one stands that came back."""
+    turns = [slot for slot in standing_turns(manifest) if not slot.pinned]
+    return sorted(turns, key=lambda slot: need.order(slot.ref))
 
 
 def dropped_until(manifest: Manifest, limit: int, leaving: Sequence[Slot]) -> Manifest:

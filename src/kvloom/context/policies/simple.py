@@ -45,14 +45,14 @@ def clear(manifest: Manifest, need: Need) -> Manifest:
 @register("fifo")
 def fifo(manifest: Manifest, need: Need) -> Manifest:
     """The oldest turn leaves first, one at a time."""
-    kept = dropped_until(manifest, need.limit, droppable_turns(manifest))
+    kept = dropped_until(manifest, need.limit, droppable_turns(manifest, need))
     return checked(without_chunks_until(kept, need.limit, droppable_chunks(kept)), need)
 
 
 @register("sliding_window")
 def sliding_window(manifest: Manifest, need: Need) -> Manifest:
     """Never more than the newest `window_tokens` of turns, whether or not the window is full."""
-    turns, num_tokens, leaving = droppable_turns(manifest), 0, []
+    turns, num_tokens, leaving = droppable_turns(manifest, need), 0, []
     for slot in reversed(turns):
         num_tokens += slot.num_tokens
         # The newest turn stays as long as it fits at all: a window without it would have no conversation.
@@ -64,7 +64,7 @@ def sliding_window(manifest: Manifest, need: Need) -> Manifest:
 @register("keep_first")
 def keep_first(manifest: Manifest, need: Need) -> Manifest:
     """The first turns (attention sinks, `sink_tokens` of them) and the newest stay; the middle leaves, oldest first."""
-    turns, sinks, num_tokens = droppable_turns(manifest), 0, 0
+    turns, sinks, num_tokens = droppable_turns(manifest, need), 0, 0
     for slot in turns:
         num_tokens += slot.num_tokens
         if num_tokens > need.settings.sink_tokens and sinks:
