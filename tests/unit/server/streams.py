@@ -176,7 +176,8 @@ def check_sums(run: Run, num_kills: int, min_open: int) -> None:
     )
     assert num_open == 0
     assert least <= charged <= most
-    assert most - least < 0.05 * charged, "only what was under way at a kill is uncertain"
+    num_uncertain = num_kills * (run.num_clients - min_open)
+    assert most - least <= num_uncertain * max(story.asked.values()), "only what was under way at a kill is uncertain"
     assert charged <= limit
     assert story.refused, "it has to ask for more than there is"
     assert max(story.settled.values()) == 1
