@@ -223,12 +223,16 @@ class Search:
 
 def _factor(asked: Asked, text: str, *, is_named: bool) -> float:
     """What a passage's score is multiplied by for what the question names."""
-    is_defining = not asked.names
-    if asked.names:
-        lowered = text.lower()
-        held = {name for name in asked.names if name in lowered}  # before the text is looked through: 0.15 ms
-        is_defining = bool(held) and not held.isdisjoint(defined_in(text))
-    return (1.0 if is_named else _NOT_NAMED) * (1.0 if is_defining else _NOT_DEFINING)
+    return (1.0 if is_named else _NOT_NAMED) * (1.0 if _is_defining(asked.names, text) else _NOT_DEFINING)
+
+
+def _is_defining(names: Set[str], text: str) -> bool:
+    """Whether a text says what one of the names is; of no names, every text does."""
+    if not names:
+        return True
+    lowered = text.lower()
+    # First whether it holds one at all: looking a passage through takes 0.15 ms.
+    return any(name in lowered for name in names) and not names.isdisjoint(defined_in(text))
 
 
 def checked_id(file: IndexFile, key: object, text: object) -> ChunkId:

@@ -30,6 +30,19 @@ def names(index: LibraryIndex) -> list[str]:
     return [info.name for info in index.documents()]
 
 
+def found_at(path: Path) -> FoundFile:
+    """The file as a walk would find it now."""
+    found = path.stat()
+    return FoundFile(path.name, path, found.st_size, found.st_mtime_ns)
+
+
+def old_file(path: Path, data: bytes) -> Path:
+    """A file that was written long ago, so that its time tells of every later change."""
+    path.write_bytes(data)
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
 def matched(index: LibraryIndex) -> int:
     """Rows in the words' index that hold `marker`: what stays behind of a removed passage would be here."""
     rows = index._file.rows("SELECT count(*) FROM words WHERE words MATCH 'marker'")
@@ -213,16 +226,13 @@ def test_a_file_written_the_moment_it_is_read_is_read_once_more(index: LibraryIn
     path = tmp_path / "a.txt"
     path.write_text("Some text.\n")
     index.update(read([path]))
-    found = path.stat()
-    assert index.known(FoundFile("a.txt", path, found.st_size, found.st_mtime_ns)) is None
+    assert index.known(found_at(path)) is None
 
 
 def test_a_file_that_gave_no_text_is_not_read_again_until_it_changes_or_a_day_has_gone(
     index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "a.pdf"
-    path.write_bytes(b"%PDF-1.4 and no page in it")
-    os.utime(path, ns=(10**18, 10**18))
+    path = old_file(tmp_path / "a.pdf", b"%PDF-1.4 and no page in it")
     (first,) = index.update(read([path], known=index.known)).skipped
     with monkeypatch.context() as patched:
         patched.setattr(reader, "read_raw", None)  # nothing is opened
@@ -233,11 +243,10 @@ def test_a_file_that_gave_no_text_is_not_read_again_until_it_changes_or_a_day_ha
     now = time.time_ns()
     with monkeypatch.context() as patched:
         patched.setattr(time, "time_ns", lambda: now + 25 * 3600 * 10**9)
-        found = FoundFile("a.pdf", path, *_state(path))
-        assert index.known(found) is None
+        assert index.known(found_at(path)) is None
     path.write_text("Now it is text, whatever its name says.\n")
     os.utime(path, ns=(2 * 10**18, 2 * 10**18))
-    assert index.known(FoundFile("a.pdf", path, *_state(path))) is None
+    assert index.known(found_at(path)) is None
     assert index.update(read([path], known=index.known)).num_added == 1
     assert index._file.rows("SELECT * FROM skipped") == []
 
@@ -245,16 +254,14 @@ def test_a_file_that_gave_no_text_is_not_read_again_until_it_changes_or_a_day_ha
 def test_what_took_too_long_is_tried_again_after_ten_minutes(
     index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "a.pdf"
-    path.write_bytes(b"%PDF")
-    os.utime(path, ns=(10**18, 10**18))
-    slow = Skipped("a.pdf", "took too long \ud800", path, SkipReason.UNREADABLE, *_state(path))
+    found = found_at(old_file(tmp_path / "a.pdf", b"%PDF"))
+    slow = Skipped("a.pdf", "took too long \ud800", found.path, SkipReason.UNREADABLE, found.size_bytes, found.mtime_ns)
     now = time.time_ns()
-    for at_min, is_known in ((0, True), (9, True), (11, False)):
+    for at_min, is_known in ((0, False), (9, True), (11, False)):
         monkeypatch.setattr(time, "time_ns", lambda at_min=at_min: now + at_min * 60 * 10**9)
-        assert (index.known(FoundFile("a.pdf", path, *_state(path))) is not None) == (is_known and at_min > 0)
+        assert (index.known(found) is not None) == is_known
         index.update([slow])
-        again = index.known(FoundFile("a.pdf", path, *_state(path)))
+        again = index.known(found)
         assert isinstance(again, Skipped)
         assert (again.why, again.reason) == ("took too long ?", SkipReason.UNREADABLE)
 
@@ -262,15 +269,13 @@ def test_what_took_too_long_is_tried_again_after_ten_minutes(
 def test_a_file_that_is_read_again_after_a_day_is_remembered_for_another(
     index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"\x00\x01")
-    os.utime(path, ns=(10**18, 10**18))
+    path = old_file(tmp_path / "a.bin", b"\x00\x01")
     now = time.time_ns()
     for day in (0, 1.1, 2.2):
         monkeypatch.setattr(time, "time_ns", lambda day=day: now + int(day * 24 * 3600 * 10**9))
-        assert index.known(FoundFile("a.bin", path, *_state(path))) is None
+        assert index.known(found_at(path)) is None
         index.update(read([path], known=index.known))
-        assert isinstance(index.known(FoundFile("a.bin", path, *_state(path))), Skipped)
+        assert isinstance(index.known(found_at(path)), Skipped)
 
 
 def test_a_file_written_the_moment_it_gave_no_text_is_read_again_and_then_remembered(
@@ -278,7 +283,7 @@ def test_a_file_written_the_moment_it_gave_no_text_is_read_again_and_then_rememb
 ) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"\x00\x01")
-    found, now = FoundFile("a.bin", path, *_state(path)), time.time_ns()
+    found, now = found_at(path), time.time_ns()
     index.update(read([path], known=index.known))
     assert index.known(found) is None
     monkeypatch.setattr(time, "time_ns", lambda: now + 10 * 10**9)
@@ -309,11 +314,6 @@ def test_what_was_said_of_files_is_forgotten_after_a_day(
     monkeypatch.setattr(time, "time_ns", lambda: now + 25 * 3600 * 10**9)
     index.update([])
     assert index._file.rows("SELECT reason FROM skipped") == []
-
-
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def test_documents_that_never_were_files_stay(index: LibraryIndex) -> None:

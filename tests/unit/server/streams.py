@@ -176,7 +176,8 @@ def check_sums(run: Run, num_kills: int, min_open: int) -> None:
     )
     assert num_open == 0
     assert least <= charged <= most
-    num_uncertain = num_kills * (run.num_clients - min_open)
+    # Each client asks for one reply at a time: who had none open at a kill may have been asking, or ending one.
+    num_uncertain = sum(run.num_clients - left for left in story.left_open)
     assert most - least <= num_uncertain * max(story.asked.values()), "only what was under way at a kill is uncertain"
     assert charged <= limit
     assert story.refused, "it has to ask for more than there is"

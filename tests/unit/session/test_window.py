@@ -45,6 +45,18 @@ def fill(chat: Session, num_turns: int, text: str = "turn number {}, and some mo
         ask(chat, text.format(number))
 
 
+XYLOPHONE = "the code of the red door is xylophone"
+
+
+def long_after(loom: Loom, text: str) -> Session:
+    """An adaptive chat in which this was said, and has left the window since."""
+    chat = loom.session()
+    chat.policy = "adaptive"
+    ask(chat, text)
+    fill(chat, 14)
+    return chat
+
+
 def given(chat: Session) -> set[str]:
     """Every question that is in the prompt or in the ledger."""
     return {turn.user for turn in chat.history()} | {line.text for line in chat.ledger()}
@@ -108,14 +120,11 @@ def test_a_pinned_turn_never_leaves(loom: Loom) -> None:
 
 
 def test_adaptive_brings_back_the_turn_that_the_question_is_about(loom: Loom) -> None:
-    chat = loom.session()
-    chat.policy = "adaptive"
-    ask(chat, "the code of the red door is xylophone")
-    fill(chat, 14)
-    assert "the code of the red door is xylophone" not in [turn.user for turn in chat.history()]
+    chat = long_after(loom, XYLOPHONE)
+    assert XYLOPHONE not in [turn.user for turn in chat.history()]
     reply = chat.generate("what is the code of the red door?", max_tokens=6, temperature=0.0)
     users = [turn.user for turn in chat.history()]
-    assert "the code of the red door is xylophone" in users
+    assert XYLOPHONE in users
     assert users[-1] == "what is the code of the red door?"
     assert len(reply.came_back) == 1
 
@@ -136,28 +145,22 @@ def test_of_many_turns_alike_those_that_are_meant_come_back(loom: Loom) -> None:
 
 
 def test_what_comes_back_stands_before_the_newest_turn_and_what_was_said_later_on_the_matter(loom: Loom) -> None:
-    chat = loom.session()
-    chat.policy = "adaptive"
-    ask(chat, "the code of the red door is xylophone")
-    fill(chat, 14)
+    chat = long_after(loom, XYLOPHONE)
     ask(chat, "what is the code of the red door?")
     users = [turn.user for turn in chat.history()]
-    assert users[-3] == "the code of the red door is xylophone"
+    assert users[-3] == XYLOPHONE
     chat.undo()  # the turn
     chat.undo()  # what came back for it
     ask(chat, "the code of the red door is trombone")
     ask(chat, "and now to something else")
     ask(chat, "what is the code of the red door?")
     users = [turn.user for turn in chat.history()]
-    assert users.index("the code of the red door is xylophone") < users.index("the code of the red door is trombone")
+    assert users.index(XYLOPHONE) < users.index("the code of the red door is trombone")
     assert users[-2:] == ["and now to something else", "what is the code of the red door?"]
 
 
 def test_nothing_comes_back_that_means_less_than_what_still_stands(loom: Loom) -> None:
-    chat = loom.session()
-    chat.policy = "adaptive"
-    ask(chat, "the code of the red door is xylophone")
-    fill(chat, 14)
+    chat = long_after(loom, XYLOPHONE)
     ask(chat, "the code of the green garden gate is trombone")
     reply = chat.generate("what is the code of the green garden gate?", max_tokens=6, temperature=0.0)
     assert reply.came_back == ()
@@ -180,26 +183,20 @@ def test_what_came_back_for_one_question_is_put_in_order_for_another(loom: Loom)
 
 
 def test_what_came_back_is_as_old_as_it_is(loom: Loom) -> None:
-    chat = loom.session()
-    chat.policy = "adaptive"
-    ask(chat, "the code of the red door is xylophone")
-    fill(chat, 14)
+    chat = long_after(loom, XYLOPHONE)
     ask(chat, "what is the code of the red door?")
-    assert "the code of the red door is xylophone" in [turn.user for turn in chat.history()]
+    assert XYLOPHONE in [turn.user for turn in chat.history()]
     for policy in ("fifo", "sliding_window", "adaptive"):
         fork = chat.fork()
         fork.policy = policy
         fill(fork, 3)
         users = [turn.user for turn in fork.history()]
-        assert "the code of the red door is xylophone" not in users, policy
+        assert XYLOPHONE not in users, policy
         assert "what is the code of the red door?" in users, policy
 
 
 def test_who_asks_again_is_not_kept_from_the_answer_by_the_question_that_stands(loom: Loom) -> None:
-    chat = loom.session()
-    chat.policy = "adaptive"
-    ask(chat, "the code of the red door is xylophone, and that of all the others is not known to anybody at all")
-    fill(chat, 14)
+    chat = long_after(loom, f"{XYLOPHONE}, and that of all the others is not known to anybody at all")
     question = "remind me please: what was the code of the red door again?"
     ask(chat, question)
     fact = next(turn for turn in chat.manifest.turns if "xylophone" in chat._desk.history.turn(turn.ref).user)
@@ -224,12 +221,12 @@ def test_a_turn_comes_back_again_after_a_restore_has_taken_it_out(loom: Loom) ->
 def test_what_was_cleared_does_not_come_back_by_itself(loom: Loom) -> None:
     chat = loom.session()
     chat.policy = "adaptive"
-    ask(chat, "the code of the red door is xylophone")
+    ask(chat, XYLOPHONE)
     chat.clear(turns=[1])
     fill(chat, 14)
     ask(chat, "what is the code of the red door?")
-    assert "the code of the red door is xylophone" not in [turn.user for turn in chat.history()]
-    assert "the code of the red door is xylophone" in [line.text for line in chat.ledger()]
+    assert XYLOPHONE not in [turn.user for turn in chat.history()]
+    assert XYLOPHONE in [line.text for line in chat.ledger()]
 
 
 def test_a_question_that_alone_is_too_large_is_refused_by_every_policy(loom: Loom) -> None:
