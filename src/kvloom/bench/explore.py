@@ -35,9 +35,9 @@ PARTS = {
     ),
     "strategies": Part(
         explore_strategies.rows, explore_strategies.num_steps, explore_strategies.COLUMNS,
-        "strategies: each fact in a turn, then asked one by one, every question taken back; truncate: the same "
-        "sentences as one text that is cut. refused: facts and questions that did not fit; left out: turns, or tokens "
-        "of the text.",
+        "strategies: each fact in a turn and one of small talk behind it, then asked one by one, every question taken "
+        "back; truncate: what was said in those turns, without the replies, as one text that is cut. refused: turns "
+        "and questions that did not fit; left out: turns, or tokens of the text.",
     ),
     "windows": Part(
         explore_windows.rows, explore_windows.num_steps, explore_windows.COLUMNS,

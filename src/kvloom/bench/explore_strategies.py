@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from kvloom.bench.explore_values import Size, Stage
-from kvloom.bench.facts import Fact, facts
+from kvloom.bench.facts import Fact, facts, small_talk
 from kvloom.bench.report import Row
 from kvloom.bench.setting import open_loom, settings_for
 from kvloom.errors import ContextOverflowError
@@ -29,9 +29,7 @@ CUTS = ("head", "tail", "both")
 NAMES = {"both": "middle"}
 """A cut is named by what leaves in the last case, by what stays in the others."""
 SYSTEM = "You are a helpful assistant. Answer briefly."
-SMALL_TALK = "The weather is fine here, and the train was late again."
-"""Beside each fact: what fills a window in a conversation is not facts."""
-PLANT_TOKENS, ANSWER_TOKENS = 16, 24
+SAID_TOKENS, ANSWER_TOKENS = 16, 24
 RESERVE_TOKENS, QUESTION_TOKENS = 96, 48
 """Kept for a reply, and left for a question with its template and for what stands around a cut text."""
 COLUMNS = ("right", "facts", "refused", "left_out", "context_tokens", "computed_tokens")
@@ -39,7 +37,7 @@ COLUMNS = ("right", "facts", "refused", "left_out", "context_tokens", "computed_
 
 @dataclass
 class Outcome:
-    """One strategy. `refused`: questions and facts that the window did not take; `left_out`: turns or tokens gone."""
+    """One strategy. `refused`: turns and questions that the window did not take; `left_out`: turns or tokens gone."""
 
     right: int = 0
     refused: int = 0
@@ -95,25 +93,27 @@ def _row(stage: Stage, name: str, outcomes: Sequence[Outcome]) -> Row:
     return Row(f"strategy-{name}", "", seconds, extra=extra)
 
 
-def _told(fact: Fact) -> str:
-    return f"Please remember: {fact.text} {SMALL_TALK}"
+def _said(wanted: Sequence[Fact]) -> list[str]:
+    """Each fact in a turn, and one of small talk behind it: what fills a window in a conversation is not facts."""
+    pairs = ((f"Please remember: {fact.text}", small_talk(place)) for place, fact in enumerate(wanted))
+    return [text for pair in pairs for text in pair]
 
 
 def _by_policy(loom: Loom, policy: str, wanted: Sequence[Fact]) -> Outcome:
-    """Each fact in a turn, then each question; every question is taken back."""
-    outcome, began = Outcome(), time.perf_counter()
+    """All that is said, then the question for each fact; every question is taken back."""
+    outcome, began, said = Outcome(), time.perf_counter(), _said(wanted)
     with loom.session(system=SYSTEM) as session:
         session.policy = policy
-        for fact in wanted:
+        for text in said:
             try:
                 outcome.computed_tokens += session.generate(
-                    _told(fact), max_tokens=PLANT_TOKENS, temperature=0.0
+                    text, max_tokens=SAID_TOKENS, temperature=0.0
                 ).usage.computed_tokens
             except ContextOverflowError:
                 outcome.refused += 1
             session.wait_for_compression()
         in_sight = sum(not turn.replaces for turn in session.history())  # a summary stands for turns that left
-        outcome.left_out = len(wanted) - outcome.refused - in_sight
+        outcome.left_out = len(said) - outcome.refused - in_sight
         _ask(session, wanted, outcome)
     loom.delete_session(session.id)
     outcome.seconds = time.perf_counter() - began
@@ -121,10 +121,10 @@ def _by_policy(loom: Loom, policy: str, wanted: Sequence[Fact]) -> Outcome:
 
 
 def _by_cut(loom: Loom, keep: str, wanted: Sequence[Fact]) -> Outcome:
-    """The same sentences as one text, cut to what the window holds beside a question."""
+    """What was said as one text, without the replies, cut to what the window holds beside a question."""
     outcome, began = Outcome(), time.perf_counter()
     with loom.session(system=SYSTEM) as session:
-        text = "\n".join(_told(fact) for fact in wanted)
+        text = "\n".join(_said(wanted))
         usage = session.usage()
         room = max(0, usage.free - usage.reserve - QUESTION_TOKENS)
         cut = truncate(text, room, loom.count, keep)

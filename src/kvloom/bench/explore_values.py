@@ -40,7 +40,7 @@ class Size:
 
 
 FULL = Size(
-    contexts=(512, 1024, 2048, 4096), is_to_model_end=True, num_facts=24, facts_window=1024, text_tokens=8192,
+    contexts=(512, 1024, 2048, 4096), is_to_model_end=True, num_facts=24, facts_window=768, text_tokens=8192,
     num_text_facts=12, windows=(1024, 2048, 4096), overlaps=(0.0, 0.25, 0.5, 0.75), depths=(1, 2, 4, 8),
     num_questions=24, corpus_tokens=300_000,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from kvloom.context.manifest import Manifest, Slot, SlotKind
 from kvloom.context.policies.base import Need, PolicySettings, find_policy
 from kvloom.context.relevance import RelevanceIndex
 from kvloom.errors import ContextOverflowError
+from kvloom.index import is_follow_up
 from kvloom.session.turn import Question
 from kvloom.types import ChunkId, TierName
 
@@ -204,7 +205,10 @@ class Budget:
         is_full = manifest.num_tokens > limit
         relevance = self._relevance(text, manifest, [line.named.ref for line in lines], with_chunks=is_full)
         recallable = self._best(lines, relevance)
-        return Need(limit, window, relevance, recallable, order, self._restore_s, sizes, self._asking(manifest))
+        return Need(
+            limit, window, relevance, recallable, order, self._restore_s, sizes, self._asking(manifest),
+            is_follow_up(text),
+        )  # fmt: skip
 
     # -- what may come back -------------------------------------------------------------------------------------
 

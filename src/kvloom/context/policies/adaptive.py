@@ -94,11 +94,12 @@ def _displaced(manifest: Manifest, need: Need, is_near: _IsNear) -> list[Slot]:
 
 
 def _place(slot: Slot, fresh: Manifest, need: Need, is_near: _IsNear) -> str | None:
-    """In front of which turn a turn comes back: of the newest, so that it is near to the question, where small models
-    look for its answer; but never behind what was said later and has as much to do with the question."""
+    """In front of which turn a turn comes back. Of none, so that it is next to the question, where small models look
+    for its answer; but never behind what was said later and has as much to do with the question, nor between a
+    follow-up question and what it follows."""
     turns = standing_turns(fresh)
     later = (t.ref for t in turns if is_near(t) and need.order(t.ref) > need.order(slot.ref))
-    return next(later, turns[-1].ref if turns else None)
+    return next(later, turns[-1].ref if turns and need.is_follow_up else None)
 
 
 def _relevance(slot: Slot, need: Need) -> float:
