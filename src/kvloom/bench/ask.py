@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
 PEER = "llama.cpp server"
-BLEND_BUDGET = 0.05
+BLEND_BUDGET = 0.04
 CONTEXT = 4096
 """Half of it are passages."""
 

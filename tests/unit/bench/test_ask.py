@@ -87,21 +87,31 @@ def test_a_reader_keeps_what_stays_and_puts_passages_in_the_wanted_order(model: 
 def test_retrieval_with_a_model_has_a_row_with_its_vectors_beside_each(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(retrieval, "QUICK", retrieval.Size(num_questions=10, corpus_tokens=60_000))
+    monkeypatch.setattr(
+        retrieval, "QUICK", retrieval.Size(num_questions=10, corpus_tokens=60_000, num_large_documents=2)
+    )
     model = write_tiny(tmp_path / "tiny.gguf", TinyModel())
     report = retrieval.run(Request(str(model), quick=True, threads=1)).document()
     rows = {row["case"]: row for row in report["rows"]}
-    plain = [case for case in rows if not case.endswith(retrieval.WITH_VECTORS)]
-    assert {f"{case}{retrieval.WITH_VECTORS}" for case in plain} == rows.keys() - set(plain)
+    plain = [case for case in rows if not case.endswith(retrieval.WITH_VECTORS) and not case.startswith("large")]
+    assert {f"{case}{retrieval.WITH_VECTORS}" for case in plain} == {
+        case for case in rows if case.endswith(retrieval.WITH_VECTORS)
+    }
     assert all(rows[f"{case}{retrieval.WITH_VECTORS}"]["n"] == rows[case]["n"] for case in plain)
     assert report["setup"]["vectors_per_1000_s"] > 0
 
 
 def test_retrieval_reports_recall_that_grows_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "QUICK", retrieval.Size(num_questions=20, corpus_tokens=150_000))
+    monkeypatch.setattr(
+        retrieval, "QUICK", retrieval.Size(num_questions=20, corpus_tokens=150_000, num_large_documents=2)
+    )
     told: list[Progress] = []
     report = retrieval.run(Request(quick=True, progress=told.append)).document()
     rows = {row["case"]: row for row in report["rows"]}
+    large = {case: rows.pop(case) for case in list(rows) if case.startswith("large")}
+    assert report["setup"]["num_large_passages"] == 200
+    assert set(large) == {"large, plain", "large, quoted", "large, named", "large, purge"}
+    assert all(row["ours_s"] > 0 for row in large.values())
     assert rows["all"]["n"] == sum(row["n"] for case, row in rows.items() if case != "all") == 20
     for row in rows.values():
         recalls = [row[f"recall_{depth}"] for depth in retrieval.DEPTHS]
