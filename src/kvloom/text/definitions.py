@@ -24,6 +24,13 @@ _BY_SIGN = re.compile(
     # "key": …, with something behind it in the line: else it may be `if mode == "key":`
     r"""|["'](?:[^"'\n]*[^"'\w\n])?(\w+)["'][ \t]*:[ \t]*(?=\S)"""
 )
+_NO_FUNCTIONS = "if for while switch catch return else do with match when until unless lock using synchronized foreach"
+_BY_BODY = re.compile(
+    # int main(…) {, void List::add(…) const {, public int size() throws X {, static int\nadd (…)\n{: C and its kin
+    r"""(?m)^[ \t]*(?:[A-Za-z_][\w:<>,\[\]]*[ \t*&]+){0,5}(?:\w+::)*~?"""
+    rf"""(?!(?:{_NO_FUNCTIONS.replace(" ", "|")})\b)([A-Za-z_]\w*)[ \t]*"""
+    r"""\([^();]{0,300}\)[^\n;={}()]{0,60}\n?[ \t]*\{"""
+)
 _HEAD = re.compile(
     r"(?m)^[ \t]*(?:(?:async|export|pub|public|private|static)[ \t]+){0,3}(?:def|function|func|fn|fun)\b.*"
 )
@@ -53,8 +60,9 @@ def given_values(text: str) -> Iterator[tuple[int, str]]:
 
 
 def defined_in(text: str) -> frozenset[str]:
-    """Names that are given a value, or declared by a word such as `def`, in lower case; of several words the last."""
-    declared = (match.group(1).lower() for match in _BY_WORD.finditer(text))
+    """Names that are given a value, declared by a word such as `def`, or functions whose body follows in braces, in
+    lower case; of several words the last."""
+    declared = (match.group(1).lower() for sign in (_BY_WORD, _BY_BODY) for match in sign.finditer(text))
     return frozenset((*declared, *(name for _, name in given_values(text))))
 
 

@@ -55,6 +55,11 @@ def test_what_a_text_may_define_is_the_last_word_of_a_name_and_no_number(questio
         ("max-size: 3\n- min_size: 2\nserver.port=80\nContent-Type: text\n", {"size", "min_size", "port", "type"}),
         ('{"max-size": 3, "r+b": 4}\n', {"size", "b"}),
         ("fetch(url, limit=LIMIT)\nif mode == 'size':\n    go()\nx => 3\na >= b\na += b\n", set()),
+        ("int main(int argc, char **argv)\n{\n    return fetch(argc);\n}\n", {"main"}),
+        ("static int\nread_all (FILE *in)\n{\n  while (more (in)) {\n", {"read_all"}),
+        ("void List::add(T& item) const {\n  if (full(item)) { grow(); }\n", {"add"}),
+        ("    public int size() throws Broken {\n        for (int i : all) { } }\n", {"size"}),
+        ("} else if (ready) {\n  return make(3);\n}\nint later(int);\nx = new Reader() {\n", {"x"}),
         ("", set()),
     ],
 )
@@ -70,7 +75,27 @@ def test_where_a_name_is_given_its_value() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["a", "'", '"a', "(", "a:", " ", "self.", "(a:", "“a", "„a“ ", "a ", "a-", "def f(a=", "aa aa aa aa ", "\n"],
+    [
+        "a",
+        "'",
+        '"a',
+        "(",
+        "a:",
+        " ",
+        "self.",
+        "(a:",
+        "“a",
+        "„a“ ",
+        "a ",
+        "a-",
+        "def f(a=",
+        "aa aa aa aa ",
+        "\n",
+        "a b(",
+        "a(\n",
+        "a()\n",
+        "a() ",
+    ],
 )
 def test_a_long_run_of_anything_is_looked_through_at_once(piece: str) -> None:
     text = piece * 100_000
