@@ -24,7 +24,9 @@ _BY_SIGN = re.compile(
     # "key": …, with something behind it in the line: else it may be `if mode == "key":`
     r"""|["'](?:[^"'\n]*[^"'\w\n])?(\w+)["'][ \t]*:[ \t]*(?=\S)"""
 )
-_NO_FUNCTIONS = "if for while switch catch return else do with match when until unless lock using synchronized foreach"
+_NO_FUNCTIONS = (
+    "if constexpr for while switch catch return else do with match when until unless lock using synchronized foreach"
+)
 _BY_BODY = re.compile(
     # int main(…) {, void List::add(…) const {, public int size() throws X {, static int\nadd (…)\n{: C and its kin
     r"""(?m)^[ \t]*(?:[A-Za-z_][\w:<>,\[\]]*[ \t*&]+){0,5}(?:\w+::)*~?"""
