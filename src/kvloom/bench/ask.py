@@ -7,6 +7,7 @@ and left out. Knows the façade, the index and the peer only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
 PEER = "llama.cpp server"
-BLEND_BUDGET = 0.04
+BLEND_BUDGET = 0.03
 CONTEXT = 4096
 """Half of it are passages."""
 
@@ -51,8 +52,8 @@ class Size:
     num_probed: int
 
 
-FULL = Size(num_questions=210, depth=4, corpus_tokens=900_000, num_probed=24)
-QUICK = Size(num_questions=6, depth=4, corpus_tokens=60_000, num_probed=2)
+FULL = Size(num_questions=210, depth=2, corpus_tokens=900_000, num_probed=24)
+QUICK = Size(num_questions=6, depth=2, corpus_tokens=60_000, num_probed=2)
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,16 @@ class Ask:
         stored = self._samples.stored
         entries = [entry for chunk in stored.chunks for _, entry in self._loom.shelf.entries(chunk)]
         stored.file_bytes = sum(self._loom.store.size_of(entry) for entry in entries)
-        for fidelity in (Fidelity.SPLICE, Fidelity.BLEND):
-            with Reader(self._loom, fidelity) as reader:
-                self._samples.ours[fidelity] = [self._ask(reader, n) for n in range(len(self._samples.given))]
+        fidelities = (Fidelity.SPLICE, Fidelity.BLEND)
+        self._samples.ours = {fidelity: [] for fidelity in fidelities}
+        # All of them answer one question after the other: whatever else the machine does slows all of them down.
+        with ExitStack() as readers:
+            ours = [readers.enter_context(Reader(self._loom, fidelity)) for fidelity in fidelities]
+            for one in self._samples.given:
+                answers = [self._ask(reader, one) for reader in ours]
+                if any(answer.prompt != answers[0].prompt for answer in answers):
+                    raise AssertionError("all fidelities and the peer must see the same token ids")
+                self._samples.theirs.append(self._peer_answer(one, answers[0].prompt))
         with Reader(self._loom, Fidelity.SPLICE) as reader:
             for one in self._samples.given:
                 answer = reader.ask(Given(one.question, ()))
@@ -161,22 +169,15 @@ class Ask:
                 after = reader.distributions(one)
                 self._samples.kl += (np.exp(before) * (before - after)).sum(axis=1, dtype=np.float64).tolist()
 
-    def _ask(self, reader: Reader, number: int) -> Answer:
-        """One question of ours, and in the first phase the peer right behind it, with the same token ids."""
-        one, fidelity = self._samples.given[number], reader.session.fidelity
-        answer = reader.ask(one)
+    def _ask(self, reader: Reader, one: Given) -> Answer:
+        answer, fidelity = reader.ask(one), reader.session.fidelity
+        self._samples.ours[fidelity].append(answer)
         usage = answer.usage
         self._tell.step(
             f"{fidelity.value}: {answer.ttft_s:.2f} s (edits {answer.edit_s:.3f}, weave {usage.weave_s:.3f}; reused "
             f"{usage.reused_tokens}, loaded {usage.loaded_tokens}, computed {usage.computed_tokens}, recomputed "
             f"{usage.recomputed_tokens}), {_verdict(answer)}"
         )
-        if fidelity is Fidelity.SPLICE:
-            theirs = self._peer_answer(one, answer.prompt)
-            self._samples.theirs.append(theirs)
-            self._tell.step(f"{PEER}: {theirs.ttft_s:.2f} s (computed {theirs.computed_tokens}), {_verdict(theirs)}")
-        elif answer.prompt != self._samples.ours[Fidelity.SPLICE][number].prompt:
-            raise AssertionError("both fidelities and the peer must see the same token ids")
         return answer
 
     def _peer_answer(self, one: Given, prompt: Sequence[int]) -> Theirs:
@@ -185,7 +186,9 @@ class Ask:
         said = [token for token in answer.tokens if not vocabulary.is_end(token)]
         text = b"".join(vocabulary.token_bytes(token, special=False) for token in said).decode("utf-8", "replace")
         right = one.question.is_right(text)
-        return Theirs(text.strip(), right, answer.ttft_s, answer.total_s, answer.computed_tokens)
+        theirs = Theirs(text.strip(), right, answer.ttft_s, answer.total_s, answer.computed_tokens)
+        self._tell.step(f"{PEER}: {theirs.ttft_s:.2f} s (computed {theirs.computed_tokens}), {_verdict(theirs)}")
+        return theirs
 
 
 def _verdict(answer: Answer | Theirs) -> str:
@@ -340,8 +343,9 @@ NOTES = (
     "best one last. All of them are asked in the same prompt, greedy, on both sides.",
     "The entries were computed alone, packed to disk by disk_compression low4, and the loom was closed and opened "
     "again: all that it has of the library comes from disk (cold-start: its first answer).",
-    "first-token: ours from before the first edit of the context to the first delta, splice alternating with the peer "
-    "(prompt cache on); paired_speedup: the median of the questions' own ratios.",
+    "first-token: ours from before the first edit of the context to the first delta; paired_speedup: the median of the "
+    "questions' own ratios. Splice, blend and the peer (prompt cache on) answer each question one after the other, so "
+    "blend finds in RAM what splice has read.",
     "right-to-peer: right answers of ours for each of the peer's; kept-of-peer: the share that we have right of those "
     "that it has right; low: the lower end of 95 % (questions drawn again as pairs; Wilson). speedup is that share.",
     f"kl_mean: nats from the rows as they were computed to those from disk, over the last {PROBED_ROWS} positions of "

@@ -19,10 +19,11 @@ from kvloom.errors import UsageError
 
 
 class Part(NamedTuple):
-    """One experiment: what it makes of a stage, its number of steps, and the columns of its table."""
+    """One experiment: what it makes of a stage, its number of steps with a model of so long a context, and the columns
+    of its table."""
 
     rows: Callable[[Stage], list[Row]]
-    num_steps: Callable[[Size], int]
+    num_steps: Callable[[Size, int], int]
     columns: tuple[str, ...]
     note: str
 
@@ -81,11 +82,12 @@ def run(request: Request, cases: str | None = None) -> Report:
     names = chosen(cases)
     size = QUICK if request.quick else FULL
     size = replace(size, repeats=request.repeats or size.repeats)
-    tell = request.teller("explore", sum(PARTS[name].num_steps(size) for name in names))
     rows: list[Row] = []
     with own_home() as home:
-        with open_loom(settings_for(request, context=size.facts_window), home, tell) as loom:
+        with open_loom(settings_for(request, context=size.facts_window), home) as loom:
             setup = setup_of(loom, {"repeats": size.repeats, "parts": names})
+            train_context = loom.engine.train_context
+        tell = request.teller("explore", sum(PARTS[name].num_steps(size, train_context) for name in names))
         stage = Stage(request, size, home, tell)
         for name in names:
             tell.say(name)

@@ -39,8 +39,8 @@ def contexts(size: Size, train_context: int) -> list[int]:
     return found
 
 
-def num_steps(size: Size) -> int:
-    return len(size.contexts)
+def num_steps(size: Size, train_context: int) -> int:
+    return len(contexts(size, train_context))
 
 
 def rows(stage: Stage) -> list[Row]:

@@ -21,13 +21,13 @@ from kvloom.types import Fidelity
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
-PASSAGE_TOKENS = 512
+PASSAGE_TOKENS = 1024
 """At most, by the index's own cut."""
 BESIDE_TOKENS = 512
 COLUMNS = ("right", "in_sight", "questions", "passage_tokens", "first_token_s", "prefill_first_time_s")
 
 
-def num_steps(size: Size) -> int:
+def num_steps(size: Size, _train_context: int) -> int:
     return len(size.depths)
 
 

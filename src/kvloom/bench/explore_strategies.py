@@ -47,7 +47,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def num_steps(_size: Size) -> int:
+def num_steps(_size: Size, _train_context: int) -> int:
     return len(POLICIES) + len(CUTS)
 
 

@@ -27,7 +27,7 @@ BESIDE_TOKENS = 512
 COLUMNS = ("windows", "read_tokens", "found", "facts", "text_tokens")
 
 
-def num_steps(size: Size) -> int:
+def num_steps(size: Size, _train_context: int) -> int:
     return len(size.windows) * len(size.overlaps)
 
 

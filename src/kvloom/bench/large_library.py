@@ -15,13 +15,13 @@ from kvloom.bench.corpus import Text
 from kvloom.bench.report import Row, compare
 from kvloom.index import LibraryIndex
 
-PARAGRAPHS, PARAGRAPH_WORDS = 100, 150
+PARAGRAPHS, PARAGRAPH_WORDS = 100, 300
 """Of each document. A paragraph is long enough to be a passage of its own."""
 NUM_WORDS = 30_000
 QUESTION_WORDS = 6
 NUM_SEARCHES = 50
-DEPTH = 12
-"""What a question with four passages looks at."""
+DEPTH = 6
+"""What a question with two passages looks at."""
 SEARCH_LIMIT_S = 0.05
 
 

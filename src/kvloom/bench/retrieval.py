@@ -27,8 +27,8 @@ from kvloom.read import read
 from kvloom.session.embedders import MODEL
 from kvloom.text.counter import estimate_tokens
 
-DEPTHS = (1, 4, 8, 20)
-"""Passages looked at: 4 are what a question gets by default."""
+DEPTHS = (1, 2, 4, 8)
+"""Passages looked at: 2 are what a question gets by default."""
 ALL = "all"
 WITH_VECTORS = " + vectors"
 

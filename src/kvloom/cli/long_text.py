@@ -51,9 +51,12 @@ class ReadTexts:
 
 
 def read_all(paths: Sequence[Path]) -> ReadTexts:
-    """The texts of files and folders. Raises ContentError where there is none."""
+    """The texts of files and folders. Raises ContentError where there is none, and for a path that does not exist."""
     from kvloom.session.long_texts import read_files
 
+    for path in paths:
+        if str(path) != STANDARD_INPUT and not path.expanduser().exists():
+            raise ContentError(f"{path}: no such file or folder")
     texts: list[ReadText] = []
     skipped: list[str] = []
     if any(str(path) == STANDARD_INPUT for path in paths):

@@ -105,12 +105,15 @@ class RecallSettings(_Group):
     """What a question gets of the attached libraries."""
 
     share: float = Field(0.5, gt=0, lt=1, description="most of the window that a question's passages may take")
-    depth: int = Field(4, ge=1, le=256, description="most passages to a question")
+    depth: int = Field(2, ge=1, le=256, description="most passages to a question")
     compression: Literal["off", "lossless", "q8_0", "low4"] | None = Field(
         None, description="how passages are packed on disk; low4 takes a quarter; default: disk_compression"
     )
     coverage: float = Field(
-        0.2, ge=0, le=1, description="share of a question's weight that a passage's words must make; less is no find"
+        0.2,
+        ge=0,
+        le=1,
+        description="share of a question's weight that a passage's words must make, of 50 passages and more",
     )
     vectors: str = Field(
         "off",

@@ -19,7 +19,7 @@ from kvloom.errors import IndexDamagedError, StoreError
 from kvloom.index.values import CLOSED
 from kvloom.text.words import TOKENIZER
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised with every change of the tables, of the passages' sizes, or of how words are cut: the rows would not fit."""
 
 _APPLICATION_ID = 0x6B766C69
@@ -59,7 +59,9 @@ _TABLES = (
     "CREATE VIRTUAL TABLE vocabulary USING fts5vocab(words, row)",
 )
 
-_UPGRADES = {1: (_SKIPPED,)}
+_CUT_ANEW = "UPDATE documents SET digest = '', size_bytes = -1 WHERE is_file"
+"""With the next update every file is read again; until then its passages stand as they were cut."""
+_UPGRADES = {1: (_SKIPPED, _CUT_ANEW), 2: (_CUT_ANEW,)}
 """By version: what makes an index of it one of `FORMAT_VERSION`. Texts that were handed over have no file to be read
 again from."""
 

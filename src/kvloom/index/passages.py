@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from kvloom.read.document import DocumentKind
 from kvloom.text.splitter import SplitSizes, split
 
-PASSAGE_SIZES = SplitSizes(whole_tokens=512, least_tokens=128, rank_chars=48)
-"""About 250 tokens: a passage answers a question, and eight of them fit beside a conversation in a window of 4k."""
+PASSAGE_SIZES = SplitSizes(whole_tokens=1024, least_tokens=256, rank_chars=48)
+"""About 550 tokens. Of half the size twice as many are needed, and in splice more of them has not been read behind
+anything (docs/decisions/libraries.md)."""
 
 _MAX_HEADING_CHARS = 120
 _MAX_LEVEL = 3

@@ -76,7 +76,7 @@ class Update:
     def drop_vanished(self) -> None:
         """Documents that did not come by and whose files are gone. Those that never had one, or lie elsewhere, stay."""
         paths = [path for (path,) in self.file.rows("SELECT path FROM documents WHERE is_file")]
-        self._remove([path for path in paths if path not in self.seen and not os.path.lexists(path)])
+        self._remove([path for path in paths if path not in self.seen and _is_gone(path)])
         self.file.execute("DELETE FROM skipped WHERE read_ns < ?", (time.time_ns() - _SKIPPED_FOR_NS,))
 
     def done(self, *, is_complete: bool) -> Updated:
@@ -198,6 +198,17 @@ class Update:
         gone = [place[0] for places in standing.values() for place in places]
         drop_passages(self.file, gone)
         return num_added, len(gone)
+
+
+def _is_gone(path: bytes) -> bool:
+    """Whether there is no such file: not where it cannot be looked at (no right to, a share that does not answer)."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def is_settled(mtime_ns: int, read_ns: int) -> bool:

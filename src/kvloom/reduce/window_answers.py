@@ -68,7 +68,8 @@ def ask_windows(
     """One prompt for each window of `text`, in its order, and their replies combined.
 
     Raises UsageError for a prompt or a text without a word and for windows that cannot be laid, ContextOverflowError
-    where a window, the prompt and a reply are more than the model's window; before anything is computed.
+    where a window, the prompt and a reply, or two replies to combine, are more than the model's window; before anything
+    is computed.
     CancelledError between two prompts: what was asked is found when it is asked again.
     """
     if not text.strip() or not wanted.prompt.strip():
@@ -76,6 +77,8 @@ def ask_windows(
         raise UsageError(f"there is nothing to ask: the {missing} is empty")
     size = _size(wanted, model)
     found = windows(text, size, wanted.overlap, model.count)
+    if wanted.combine is Combine.ANSWER and len(found) > 1:
+        _room_for_answers(wanted, model)
     asker = Asker(model, MemoryResults() if results is None else results, watch or Watch())
     asker.expect(len(found))
     wording = _window_wording(wanted.prompt)
@@ -121,6 +124,26 @@ def _size(wanted: WindowPass, model: TextModel) -> int:
     return size
 
 
+def _room_for_answers(wanted: WindowPass, model: TextModel) -> int:
+    """Tokens of replies that are combined at once. Raises ContextOverflowError where not even one has room, and
+    UsageError where one may be longer than what is read at once."""
+    if wanted.reply_tokens > MAX_PIECE_TOKENS:
+        raise UsageError(
+            f"replies of up to {wanted.reply_tokens} tokens cannot be combined into one answer: at most "
+            f"{MAX_PIECE_TOKENS} are read at once; ask for shorter replies, or for a list"
+        )
+    overhead = model.count(_combining(wanted.prompt).prompt("")) + wanted.reply_tokens + _SEAM_TOKENS
+    room = min(MAX_PIECE_TOKENS, model.window_tokens - overhead)
+    if room < wanted.reply_tokens:
+        raise ContextOverflowError(
+            f"combining the replies takes {overhead} tokens beside them, and the model has room for "
+            f"{model.window_tokens}; ask for shorter replies or a list, or give a larger context",
+            num_needed_tokens=overhead + wanted.reply_tokens,
+            num_window_tokens=model.window_tokens,
+        )
+    return room
+
+
 def _window_wording(prompt: str) -> Wording:
     """What is asked stands behind the text, nearest to the reply."""
     return Wording("<text>\n", f"\n</text>\n\n{prompt.strip()}")
@@ -138,15 +161,7 @@ def _combining(prompt: str) -> Wording:
 def _answered(told: Sequence[str], wanted: WindowPass, asker: Asker) -> tuple[str, int]:
     """One answer of many, round by round where they are too much for one prompt; and the number of rounds."""
     wording, count = _combining(wanted.prompt), asker.model.count
-    overhead = count(wording.prompt("")) + wanted.reply_tokens + _SEAM_TOKENS
-    room = min(MAX_PIECE_TOKENS, asker.model.window_tokens - overhead)
-    if room < wanted.reply_tokens:
-        raise ContextOverflowError(
-            f"combining the replies takes {overhead} tokens beside them, and the model has room for "
-            f"{asker.model.window_tokens}; ask for shorter replies or a list, or give a larger context",
-            num_needed_tokens=overhead + wanted.reply_tokens,
-            num_window_tokens=asker.model.window_tokens,
-        )
+    room = _room_for_answers(wanted, asker.model)
     num_rounds = 0
     while len(told) > 1:
         groups = grouped(told, room, count)

@@ -38,7 +38,8 @@ Render = Callable[[str, Manifest], Question]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A question that fits. `left` names the turns and chunks that made room, `back` the turns that came back.
+    """A question that fits. `left` names the turns and chunks that made room, `back` the turns that came back; with
+    neither, what had come back may have been put in order.
 
     `operation` is what the log calls that; "" where nothing moved. `max_tokens`: what the reply may take.
     """
@@ -62,6 +63,8 @@ class Fitted:
             said.append(f"{_counted(self.left)} ({self.num_left_tokens} tokens) left the window")
         if self.back:
             said.append(f"{_counted(self.back)} came back")
+        if not said:
+            said.append("turns that had come back were put in order")
         return (
             f"{self.operation}: {', '.join(said)}; /ledger lists what is not in the prompt, /undo twice takes it back"
         )
@@ -141,9 +144,9 @@ class Budget:
         wanted = max_tokens or self.reserve(manifest)
         need = self._need(text, before, window - len(question.tokens) - wanted, name)
         after = find_policy(name)(before, need)
-        left, back = _difference(before, after), _difference(after, before)
-        if not left and not back:
+        if after == before:
             return Fitted(question, self._checked(question, max_tokens, window))
+        left, back = _difference(before, after), _difference(after, before)
         # Templates may write a question otherwise behind another conversation.
         fresh = render(text, after)
         return Fitted(fresh, self._checked(fresh, max_tokens, window), left, back, f"policy {name}")

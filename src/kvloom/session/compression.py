@@ -208,12 +208,17 @@ class Compression:
             runner.close()
         raise CancelledError("the compression was stopped; the context is as it was")
 
+    def _recent_tokens(self, window: int) -> int:
+        """What stays word for word; at most half of the window, or there would be nothing to compress."""
+        asked = self._settings.preserve_recent
+        return window // 4 if asked is None else min(asked, window // 2)
+
     def _span(self, manifest: Manifest, strategy: str | None) -> Span:
         chosen = strategy or self._settings.strategy
         if chosen not in STRATEGIES:
             raise UsageError(f"there is no strategy {chosen!r}; choose one of {', '.join(STRATEGIES)}")
         window = self._budget.window(manifest)
-        keep = 0 if chosen == "summarize" else self._settings.preserve_recent or window // 4
+        keep = 0 if chosen == "summarize" else self._recent_tokens(window)
         previous = tuple(slot for slot in manifest.turns if slot.is_summary and not slot.pinned)
         known = {ref for slot in previous for ref in self._desk.history.turn(slot.ref).replaces}
         turns = [slot for slot in manifest.turns if slot.active and not slot.pinned and not slot.is_summary]

@@ -201,9 +201,13 @@ def _write(file: Path, values: F32Array) -> None:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".vectors-", suffix=".tmp")
-        with os.fdopen(handle, "wb") as sink:
-            np.save(sink, values, allow_pickle=False)
-        Path(temporary).replace(file)
+        try:
+            with os.fdopen(handle, "wb") as sink:
+                np.save(sink, values, allow_pickle=False)
+            Path(temporary).replace(file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
     except OSError:
         return
 

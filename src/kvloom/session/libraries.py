@@ -264,13 +264,15 @@ class Library(StoredLibrary):
         is_cancelled: Callable[[], bool] = lambda: False,
         *,
         max_tokens: int | None = None,
+        on_computed: Callable[[int], None] = lambda _: None,
     ) -> Precomputed:
         """Compute the KV of every passage that has none, so that no question waits for it.
 
-        What was stopped goes on from there; with `max_tokens` it stops by itself before it would compute more. Raises
-        EngineUnsupportedError where the model's KV cannot be placed.
+        What was stopped goes on from there; with `max_tokens` it stops by itself before it would compute more;
+        `on_computed` is told the tokens of each batch that is kept. Raises EngineUnsupportedError where the model's KV
+        cannot be placed.
         """
-        return precompute(self._loom, list(self._index.passages()), progress, is_cancelled, max_tokens)
+        return precompute(self._loom, list(self._index.passages()), progress, is_cancelled, max_tokens, on_computed)
 
 
 def _worth(found: Found) -> float:

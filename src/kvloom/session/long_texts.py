@@ -187,7 +187,8 @@ def _model(model: Loom | TextModel, system: str, is_cancelled: Callable[[], bool
 
 def _name(loom: Loom, system: str) -> str:
     """What decides a reply beside the prompt."""
-    parts = [loom.engine.fingerprint, loom.settings.system, system, _SAMPLING]
+    kv_types = [loom.settings.k_type.value, loom.settings.v_type.value]
+    parts = [loom.engine.fingerprint, kv_types, loom.settings.system, system, _SAMPLING]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

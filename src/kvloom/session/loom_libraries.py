@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kvloom.errors import UsageError
+from kvloom.errors import IndexDamagedError, UsageError
 from kvloom.index import LibraryIndex
 from kvloom.session import embedders
 from kvloom.session.embedders import Embedders
@@ -67,14 +67,20 @@ class LoomLibraries(ABC):
     def _close_libraries(self) -> None:
         self._libraries.close_folder(self.home / FOLDER)
 
-    def _forget_passage(self, chunk: ChunkId) -> None:
-        """A chunk that is purged is in no library of this home any more."""
+    def _forget_passage(self, chunk: ChunkId) -> list[str]:
+        """A chunk that is purged is in no library of this home any more, but those that are given back: they are
+        damaged, and nobody can say what they hold."""
+        damaged = []
         for name in HomeLibraries(self.home).names():
             file = file_of(self.home, name)
             library = self._libraries.find(file)
-            if library is not None:
-                library.forget(chunk)
-                continue
-            # Opened for this alone: a purge must not take the place of those that questions are looked up in.
-            with LibraryIndex.open(file) as index:
-                index.forget(chunk)
+            try:
+                if library is not None:
+                    library.forget(chunk)
+                    continue
+                # Opened for this alone: a purge must not take the place of those that questions are looked up in.
+                with LibraryIndex.open(file) as index:
+                    index.forget(chunk)
+            except IndexDamagedError:
+                damaged.append(name)
+        return damaged

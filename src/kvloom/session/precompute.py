@@ -47,11 +47,13 @@ def precompute(
     progress: ProgressCallback | None,
     is_cancelled: Callable[[], bool],
     max_tokens: int | None = None,
+    on_computed: Callable[[int], None] = lambda _: None,
 ) -> Precomputed:
     """What is stored already is passed over without being tokenized, and what the window cannot hold without being
     computed. Raises EngineUnsupportedError where KV that was computed alone is of no use.
 
     `max_tokens`: stop before more would be computed; a first passage that is longer alone is computed all the same.
+    `on_computed` is told the tokens of each batch (at most a quarter of the window) that was computed and is kept.
     """
     capabilities = loom.engine.capabilities
     if not (capabilities.can_rotate and capabilities.can_move_kv):
@@ -73,9 +75,11 @@ def precompute(
             return so_far(is_complete=False)
         if missing:
             try:
-                num_tokens += _compute(loom, missing, is_cancelled)
+                num_batch_tokens = _compute(loom, missing, is_cancelled)
             except CancelledError:
                 return so_far(is_complete=False)
+            num_tokens += num_batch_tokens
+            on_computed(num_batch_tokens)
         entries.add((passage.ref, passage.name, _entries(loom, passage)) for passage, _ in batch)
         num_done += passed.num_known + passed.num_too_long + len(batch)
         num_too_long += passed.num_too_long

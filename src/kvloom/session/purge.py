@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
-from kvloom.errors import UnknownSessionError
+from kvloom.errors import IndexDamagedError, UnknownSessionError
 from kvloom.session.log import ManifestRecord
 from kvloom.session.results import StoredResults
 from kvloom.session.traces import traced_in
@@ -34,11 +34,13 @@ class _Findings:
     entries: set[EntryId] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     needed_digests: set[str] = field(default_factory=set)
+    damaged_libraries: list[str] = field(default_factory=list)
 
 
 def purge(loom: Loom, chunk: ChunkId) -> int:
     """Bytes freed. Raises SessionBusyError, with nothing changed, where another process has a session open that holds
-    the chunk, or this thread is reading a reply.
+    the chunk, or this thread is reading a reply; IndexDamagedError at the end where a library could not be looked
+    through.
 
     All looms of this process over the same home take part: each has cells, RAM and sessions of its own. The catalog
     comes last: after a crash in between, the chunk is still known and can be purged again.
@@ -55,6 +57,11 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
         for session in open_sessions:
             session._desk.reread()
             session._budget.forget()
+        if found.damaged_libraries:
+            raise IndexDamagedError(
+                f"the chunk is purged, but its text may still stand in {', '.join(found.damaged_libraries)}: this "
+                "library's index is damaged; delete it (kvloom libraries delete) and add its files again"
+            )
         return freed
 
 
@@ -123,7 +130,7 @@ def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
                 one.shelf.refuse(chunk)
                 done.append(one)
             freed += sum(_remove_under(one, chunk, found) for one in fresh)
-        loom._forget_passage(chunk)
+        found.damaged_libraries += loom._forget_passage(chunk)
         freed += loom.catalog.get(chunk).size_bytes
         loom.catalog.purge(chunk)
     finally:

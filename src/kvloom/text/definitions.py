@@ -25,12 +25,14 @@ _BY_SIGN = re.compile(
     r"""|["'](?:[^"'\n]*[^"'\w\n])?(\w+)["'][ \t]*:[ \t]*(?=\S)"""
 )
 _NO_FUNCTIONS = (
-    "if constexpr for while switch catch return else do with match when until unless lock using synchronized foreach"
-)
+    "if constexpr for while switch catch return else elif elsif elseif do with match when until unless lock using "
+    "foreach synchronized new go defer guard assert throw case in not await yield"
+).replace(" ", "|")
+"""What a body in braces may follow, and words behind which a function is called."""
 _BY_BODY = re.compile(
     # int main(…) {, void List::add(…) const {, public int size() throws X {, static int\nadd (…)\n{: C and its kin
-    r"""(?m)^[ \t]*(?:[A-Za-z_][\w:<>,\[\]]*[ \t*&]+){0,5}(?:\w+::)*~?"""
-    rf"""(?!(?:{_NO_FUNCTIONS.replace(" ", "|")})\b)([A-Za-z_]\w*)[ \t]*"""
+    rf"""(?m)^[ \t]*(?:(?!(?:{_NO_FUNCTIONS})\b)[A-Za-z_][\w:<>,\[\]]*[ \t*&]+){{0,5}}(?:\w+::)*~?"""
+    rf"""(?!(?:{_NO_FUNCTIONS})\b)([A-Za-z_]\w*)[ \t]*"""
     r"""\([^();]{0,300}\)[^\n;={}()]{0,60}\n?[ \t]*\{"""
 )
 _HEAD = re.compile(

@@ -117,8 +117,8 @@ def test_retrieval_reports_recall_that_grows_with_depth(monkeypatch: pytest.Monk
         recalls = [row[f"recall_{depth}"] for depth in retrieval.DEPTHS]
         assert recalls == sorted(recalls)
         assert 0 <= recalls[0] <= recalls[-1] <= 1
-    # Far above chance (20 of hundreds of passages), on the questions' own texts.
-    assert rows["all"]["recall_20"] > 0.5
+    # Far above chance (8 of hundreds of passages), on the questions' own texts.
+    assert rows["all"]["recall_8"] > 0.5
     assert told[-1].done == told[-1].total == 20
 
 

@@ -138,4 +138,5 @@ def test_more_prose_than_there_is_is_refused_with_the_numbers() -> None:
 
 
 def test_every_strategy_is_one_step() -> None:
-    assert explore_strategies.num_steps(SMALL) == 8
+    assert explore_strategies.num_steps(SMALL, 512) == 8
+    assert explore_context.num_steps(explore_values.FULL, 32_768) == 7

@@ -49,6 +49,12 @@ def test_ask_looks_a_question_up_in_a_book_and_cites_it(kvloom: Kvloom, book: Pa
     assert again["usage"]["loaded_tokens"] >= source["num_tokens"]
 
 
+def test_ask_without_a_question_says_so_before_a_model_is_loaded(kvloom: Kvloom, book: Path) -> None:
+    ran = kvloom("ask", book)
+    assert ran.code == 1
+    assert "give the question about it" in ran.err
+
+
 def test_ask_shows_its_sources_and_explains_them(kvloom: Kvloom, book: Path) -> None:
     ran = kvloom("ask", book, QUESTION, *SHORT, "--explain")
     assert ran.code == 0, ran.err

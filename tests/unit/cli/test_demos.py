@@ -167,11 +167,17 @@ def test_the_command_prints_one_document_and_leaves_the_home_alone(
     assert not (tmp_path / "home").exists()
 
 
-def test_the_command_shows_a_picture_and_what_to_learn(kvloom: Kvloom) -> None:
-    ran = kvloom("demo", "slide")
+def test_the_command_shows_a_picture_and_what_to_learn(kvloom: Kvloom, tiny_model: Path) -> None:
+    ran = kvloom("demo", "slide", "--model", tiny_model, "--context", "1024", loom=False)
     assert ran.code == 0, ran.err
     assert "overlap 0%" in ran.out
     assert "what to learn" in ran.out
+
+
+def test_a_demonstration_takes_no_home(kvloom: Kvloom, tmp_path: Path) -> None:
+    ran = kvloom("demo", "window", "--home", tmp_path / "home", loom=False)
+    assert ran.code != 0
+    assert "uses a temporary home" in ran.err
 
 
 def test_a_demonstration_takes_no_files(kvloom: Kvloom, files: list[Path]) -> None:

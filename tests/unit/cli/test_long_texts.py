@@ -66,7 +66,8 @@ def test_what_makes_no_sense_is_refused(kvloom: Kvloom, book: Path, tmp_path: Pa
     assert kvloom("window", book, loom=False).code == 2
     assert "the prompt is empty" in kvloom("window", book, "--prompt", " ").err
     assert "room for" in kvloom("window", book, "--prompt", "x", "--size", "1000").err
-    assert "no text was found" in kvloom("window", tmp_path / "none.txt", "--prompt", "x").err
+    assert "none.txt: no such file or folder" in kvloom("window", tmp_path / "none.txt", "--prompt", "x").err
+    assert "none.txt: no such file or folder" in kvloom("summarize", book, tmp_path / "none.txt").err
     (tmp_path / "two").mkdir()
     for name in ("a.txt", "b.txt"):
         (tmp_path / "two" / name).write_text("text", encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 from kvloom.errors import IndexDamagedError, StoreError, StoreReadOnlyError
 from kvloom.index import LibraryIndex
 from kvloom.index.file import FORMAT_VERSION
+from kvloom.read import read
 from tests.unit.index.texts import document, prose
 
 
@@ -50,6 +51,22 @@ def test_an_index_of_the_version_before_keeps_what_it_has(tmp_path: Path) -> Non
         assert index.num_passages > 0
         assert index._file.rows("SELECT * FROM skipped") == []
         assert index._file.row("PRAGMA user_version") == (FORMAT_VERSION,)
+
+
+def test_files_are_cut_anew_where_they_were_cut_by_another_version(tmp_path: Path) -> None:
+    text, path = tmp_path / "a.md", tmp_path / "books.sqlite3"
+    text.write_text(prose(5_000))
+    os.utime(text, (0, 0))  # long settled
+    with LibraryIndex.open(path) as index:
+        index.update(read([text]))
+        assert index.update(read([text], known=index.known)).num_unchanged == 1
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with LibraryIndex.open(path) as index:
+        assert index.num_passages > 0
+        assert index.update(read([text], known=index.known)).num_changed == 1
+        assert index.update(read([text], known=index.known)).num_unchanged == 1
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:

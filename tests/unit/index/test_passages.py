@@ -53,7 +53,7 @@ def test_passages_of_a_long_text_are_near_the_target() -> None:
     found = passages(prose(400_000))
     sizes = [len(p.text) / 4 for p in found]
     assert max(sizes) <= PASSAGE_SIZES.whole_tokens
-    assert 180 <= sum(sizes) / len(sizes) <= 330
+    assert 360 <= sum(sizes) / len(sizes) <= 660
 
 
 def _num_new(before: tuple[Passage, ...], after: tuple[Passage, ...]) -> int:

@@ -99,7 +99,7 @@ def test_a_question_of_common_words_alone_is_looked_for_as_it_stands(index: Libr
 
 
 def test_a_heading_is_found_and_weighs_less_than_the_text(index: LibraryIndex) -> None:
-    text = f"# Zebras\n\n{prose(3_000)}"
+    text = f"# Zebras\n\n{prose(6_000)}"
     index.update([document("headed.md", text), document("said.md", "In the text there are zebras, more than one.\n")])
     assert first(index, "zebras") == "said.md"
     under = [found for found in index.search("zebras", 50) if found.document == "headed.md"]
@@ -163,10 +163,10 @@ def test_terms_of_a_question_are_those_of_the_index() -> None:
 
 
 def test_search_in_thousands_of_passages_takes_milliseconds(tmp_path: Path) -> None:
-    """The bound is generous, for slow machines; 100,000 passages were measured to take 20 ms of processor time."""
+    """The bound is generous, for slow machines; `bench retrieval` measures 100,000 passages."""
     with LibraryIndex.open(tmp_path / "large.sqlite3") as index:
         index.update([document(f"{n}.txt", prose(400_000, seed=n), kind=DocumentKind.PROSE) for n in range(4)])
-        assert index.num_passages > 1_200
+        assert index.num_passages > 600
         draw = random.Random(1)
         vocabulary = prose(50_000).split()
         spent_s = []

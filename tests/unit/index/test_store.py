@@ -54,7 +54,7 @@ def files_with(folder: Path, word: bytes) -> list[str]:
 
 
 def test_a_document_is_kept_with_its_passages(index: LibraryIndex) -> None:
-    text = prose(20_000)
+    text = prose(40_000)
     done = index.update([document("a.md", text)])
     (info,) = index.documents()
     stored = list(index.passages("a.md"))
@@ -74,7 +74,7 @@ def test_a_passage_has_the_id_of_the_chunk_with_its_text(index: LibraryIndex) ->
 
 
 def test_passages_of_all_documents_come_in_order_however_many(index: LibraryIndex) -> None:
-    texts = {f"{n}.md": prose(60_000, seed=n) for n in range(6)}
+    texts = {f"{n}.md": prose(120_000, seed=n) for n in range(6)}
     index.update([document(name, text) for name, text in texts.items()])
     joined = dict.fromkeys(texts, "")
     for stored in index.passages():
@@ -192,6 +192,25 @@ def test_documents_whose_files_are_gone_leave_and_others_stay(index: LibraryInde
     done = index.update(read([folder], known=index.known))
     assert done.num_removed == 1
     assert names(index) == ["elsewhere.txt", "texts/b.txt"]
+
+
+def test_documents_whose_folder_cannot_be_looked_at_stay(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("The text of a.\n")
+    index.update(read([tmp_path / "a.txt"]))
+    look = os.lstat
+
+    def refused(path: str | bytes | os.PathLike[str]) -> os.stat_result:
+        if os.fsdecode(path).endswith("a.txt"):
+            raise PermissionError(13, "Permission denied", path)
+        return look(path)
+
+    monkeypatch.setattr(os, "lstat", refused)
+    assert index.update([]).num_removed == 0
+    monkeypatch.undo()
+    (tmp_path / "a.txt").unlink()
+    assert index.update([]).num_removed == 1
 
 
 def test_a_file_that_is_text_no_more_leaves_and_one_in_writing_stays(index: LibraryIndex) -> None:
@@ -380,7 +399,7 @@ def test_stopping_inside_of_a_long_document_leaves_nothing_of_it(index: LibraryI
         looks.append(1)
         return len(looks) == 4
 
-    done = index.update([document("a.md", prose(400_000))], is_cancelled=is_cancelled)
+    done = index.update([document("a.md", prose(800_000))], is_cancelled=is_cancelled)
     assert not done.is_complete
     assert index.num_documents == index.num_passages == 0
     assert index._file.rows("SELECT count(*) FROM passages") == [(0,)]

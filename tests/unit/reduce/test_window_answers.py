@@ -103,7 +103,12 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_computed() -> No
             ask_windows(TEXT, wrong, scripted.model)
     with pytest.raises(UsageError, match="the text is empty"):
         ask_windows(" \n", WindowPass("x"), scripted.model)
-    assert scripted.prompts == []
+    with pytest.raises(ContextOverflowError, match=r"combining the replies takes \d+ tokens beside them"):
+        ask_windows(TEXT, WindowPass("Which?", 100, 0.0, Combine.ANSWER, 400), scripted.model)
+    large = ScriptedModel(told_facts, window_tokens=20_000)
+    with pytest.raises(UsageError, match="replies of up to 2049 tokens cannot be combined"):
+        ask_windows(TEXT, WindowPass("Which?", 100, 0.0, Combine.ANSWER, 2049), large.model)
+    assert scripted.prompts == large.prompts == []
 
 
 def test_windows_with_nothing_to_say_are_left_out_of_what_is_combined() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from kvloom.context.manifest import Tokens
 from kvloom.engine.fake import FakeEngine
-from kvloom.errors import ContentError, EngineUnsupportedError, LoomClosedError, UsageError
+from kvloom.errors import ContentError, EngineUnsupportedError, IndexDamagedError, LoomClosedError, UsageError
+from kvloom.session.libraries import FOLDER, SUFFIX
 from kvloom.session.loom import Loom
 from kvloom.session.session import Session
 from kvloom.session.values import Progress, Reply
@@ -151,6 +152,15 @@ def test_a_purged_passage_is_gone_from_the_library_too(loom: Loom, chat: Session
     assert first.chunk not in [source.chunk for source in ask(chat).sources]
     loom.library("books").refresh()
     assert first.chunk not in [source.chunk for source in ask(chat).sources]
+
+
+def test_a_purge_goes_through_beside_a_damaged_library_and_says_so(loom: Loom, chat: Session) -> None:
+    first = ask(chat).sources[0]
+    (loom.home / FOLDER / f"broken{SUFFIX}").write_bytes(b"no database at all, and longer than a header" * 50)
+    with pytest.raises(IndexDamagedError, match=r"is purged, but its text may still stand in broken.*libraries delete"):
+        loom.purge(first.chunk)
+    assert first.chunk not in [chunk.id for chunk in loom.chunks()]
+    assert FACTS["lighthouse"] not in " ".join(found.text for found in loom.library("books").search(KEEPER, 50))
 
 
 @pytest.mark.parametrize("mode", list(Fidelity))
@@ -412,12 +422,15 @@ def test_a_library_that_grew_is_found_in_at_once(loom: Loom, chat: Session, tmp_
     }
 
 
-def test_two_libraries_are_searched_together(loom: Loom, chat: Session, tmp_path: Path) -> None:
+def test_two_libraries_are_searched_together(book: Path, tmp_path: Path) -> None:
     dragons = write_book(tmp_path / "b.md", facts={"dragon": "The dragon of Quillfen is afraid of buttered toast."})
-    loom.library("dragons").add(dragons)
-    chat.attach("dragons")
-    reply = ask(chat, "What would the dragon of Quillfen and the lighthouse keeper of Varnholm eat?")
-    assert {source.library for source in reply.sources} == {"books", "dragons"}
+    with fake_loom(tmp_path / "home", context=8192) as loom:
+        chat = loom.session()
+        for name, path in (("books", book), ("dragons", dragons)):
+            loom.library(name).add(path)
+            chat.attach(name)
+        reply = ask(chat, "What would the dragon of Quillfen and the lighthouse keeper of Varnholm eat?")
+        assert {source.library for source in reply.sources} == {"books", "dragons"}
 
 
 def test_libraries_are_listed_and_deleted_and_never_leave_their_folder(loom: Loom, book: Path, tmp_path: Path) -> None:

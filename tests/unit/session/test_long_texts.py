@@ -48,8 +48,9 @@ def test_what_was_asked_is_kept_in_the_home_over_a_restart(tmp_path: Path) -> No
     with fake_loom(tmp_path / "home") as second:
         again = kvloom.ask_windows(TEXT, "Which?", second, size=800, combine="answer", max_tokens=20)
     assert (again.num_asked, again.text) == (0, found.text)
-    with fake_loom(tmp_path / "home", system="Otherwise.") as third:
-        assert kvloom.ask_windows(TEXT, "Which?", third, size=800, max_tokens=20).num_found == 0
+    for otherwise in ({"system": "Otherwise."}, {"kv_type_v": "q8_0"}):
+        with fake_loom(tmp_path / "home", **otherwise) as third:
+            assert kvloom.ask_windows(TEXT, "Which?", third, size=800, max_tokens=20).num_found == 0
 
 
 def test_a_pass_that_was_cancelled_goes_on_where_it_was(loom: Loom) -> None:

@@ -190,6 +190,30 @@ def test_what_came_back_for_one_question_is_put_in_order_for_another(loom: Loom)
     assert users.index(old) < users.index(new)
 
 
+def test_what_came_back_is_put_in_order_where_nothing_has_to_leave(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "home", context=4096) as loom:
+        chat = loom.session()
+        chat.policy = "adaptive"
+        old, new = "the red door has xylophone as its code, the blue kazoo", "the red door has trombone as its code"
+        ask(chat, old)
+        fact = chat.manifest.turns[0]
+        ask(chat, new)
+        fill(chat, 14)
+        chat._desk.commit("policy", chat.manifest.without({fact.ref}))
+        ask(chat, "what about kazoo and xylophone")
+        users = [turn.user for turn in chat.history()]
+        assert users.index(old) > users.index(new), "no other has to do with it"
+        reply = chat.generate("which code has the red door?", max_tokens=6, temperature=0.0)
+        users = [turn.user for turn in chat.history()]
+        assert users.index(old) < users.index(new)
+        assert (reply.left, reply.came_back) == ((), ())
+        assert any("were put in order" in notice for notice in reply.notices)
+        chat.undo()
+        chat.undo()
+        users = [turn.user for turn in chat.history()]
+        assert users.index(old) > users.index(new)
+
+
 def test_what_came_back_is_as_old_as_it_is(loom: Loom) -> None:
     chat = long_after(loom, XYLOPHONE)
     ask(chat, "what is the code of the red door?")
@@ -601,6 +625,17 @@ def test_a_window_beyond_the_trained_length_works_where_it_was_opened_so(tmp_pat
         assert chat.usage().used > 200
         with pytest.raises(UsageError, match="trained for"):
             chat.resize(1024)
+
+
+@pytest.mark.parametrize(("asked", "most"), [(0, 0), (100_000, 256)])
+def test_recent_turns_that_stay_may_be_none_and_never_fill_the_window(tmp_path: Path, asked: int, most: int) -> None:
+    settings = {"preserve_recent": asked, "min_gain": 0.0, "strategy": "truncate"}
+    with fake_loom(tmp_path / "home", context=WINDOW, reserve_tokens=64, compression=settings) as loom:
+        chat = loom.session()
+        fill(chat, 6)
+        assert chat.compress().num_turns > 0
+        stayed = [slot for slot in chat.manifest.turns if not slot.is_summary]
+        assert len(stayed) == 1 or sum(slot.num_tokens for slot in stayed) <= most
 
 
 def test_a_purged_text_is_no_longer_known_to_the_index_of_any_session(loom: Loom) -> None:

@@ -59,6 +59,7 @@ def test_what_a_text_may_define_is_the_last_word_of_a_name_and_no_number(questio
         ("static int\nread_all (FILE *in)\n{\n  while (more (in)) {\n", {"read_all"}),
         ("void List::add(T& item) const {\n  if (full(item)) { grow(); }\n", {"add"}),
         ("    public int size() throws Broken {\n        for (int i : all) { } }\n", {"size"}),
+        ("if is_valid(x) {\nfor x in iter_all(y) {\nelsif (x) {\n  go func2(a) {\n  return new Thing(a) {\n", set()),
         ("} else if (ready) {\n  return make(3);\n}\nint later(int);\nx = new Reader() {\n", {"x"}),
         ("", set()),
     ],

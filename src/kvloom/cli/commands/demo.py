@@ -49,8 +49,10 @@ def demo(
     """
     if name is not None and file:
         raise UsageError(f"the demonstration {name.value} brings its own text; leave out --file, or the name")
+    if name is not None and options.home is not None:
+        raise UsageError(f"the demonstration {name.value} uses a temporary home; leave out --home, or the name")
     with contextlib.ExitStack() as stack:
-        if options.home is None or name is not None:
+        if options.home is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvloom-demo-"))
             options = replace(options, home=Path(folder))
         if name is None:

@@ -1,7 +1,8 @@
 """The adaptive policy: what stays is what has to do with the question, then what is recent; turns come back.
 
-The newest turn, pins and the summary always stay. Then come the turns that have most to do with the question, wherever
-they are; then the others while they fit, by `relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`.
+Pins and the summary always stay, and the newest turn where it has room at all. Then come the turns that have most to do
+with the question, wherever they are; then the others while they fit, by
+`relevance + RECENCY * FADE ** age - restore_s / PATIENCE_S`.
 """
 
 from __future__ import annotations

@@ -183,7 +183,8 @@ async def list_documents(
 async def remove_document(
     library: LibraryPath, document: DocumentPath, request: Request, model: ModelName = None
 ) -> Response:
-    """A document out of a library. A file that the command line added comes back with its next `refresh`."""
+    """A document out of a library. A file of a folder that the command line added comes back
+    with its next `refresh`."""
     await _used(request, library, model, lambda it: _remove(it, document))
     return answer(RemovedDocument(library=library, name=document))
 
@@ -221,8 +222,9 @@ async def precompute_library(
             async with use_of(request).computing(caller.tenant), service.call(name, caller, notes(request)) as call:
                 found = await sessions_of(request).run(_known, loom_of(call.lease), library)
                 most = body.max_tokens or DEFAULT_COMPUTED
-                work = partial(found.precompute, None, is_cancelled, max_tokens=most)
-                done = await _in_slot(call, await call.reserve(most), work)
+                done = await _in_slot(
+                    call, await call.reserve(most), partial(found.precompute, None, is_cancelled, max_tokens=most)
+                )
                 return done, call.headers
 
     task = service.lifecycle.run(computed())
@@ -237,19 +239,19 @@ async def precompute_library(
     return json_answer(PrecomputedView.model_validate(done).to_json(), headers)
 
 
-async def _in_slot(call: Call, reservation: Reservation, work: Callable[[], Precomputed]) -> Precomputed:
+async def _in_slot(call: Call, reservation: Reservation, work: Callable[..., Precomputed]) -> Precomputed:
+    computed: list[int] = []  # also where it ends with an error: what was computed until then is kept, and counts
     try:
         (ticket,) = call.service.admission.enter(call.caller.tenant)
         try:
             await ticket.admitted()
-            done = await call.service.in_slot(work)
+            return await call.service.in_slot(partial(work, on_computed=computed.append))
         finally:
             ticket.leave()
-        call.notes.tell(prompt_tokens=done.computed_tokens)
-        if done.computed_tokens:
-            await reservation.settle(done.computed_tokens)
-        return done
     finally:
+        call.notes.tell(prompt_tokens=sum(computed))
+        if computed:
+            await reservation.settle(sum(computed))
         await reservation.release()  # changes nothing where it was settled
 
 

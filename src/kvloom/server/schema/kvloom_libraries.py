@@ -11,7 +11,7 @@ from kvloom.server.schema.kvloom import CHUNK_ID, Label, View
 from kvloom.types import TierName
 
 MAX_LIBRARIES = 32
-"""Of a tenant: each that was used has its index open, three files and up to 16 MiB of cached pages."""
+"""Of a tenant: listing them opens each, and a question may search all that are attached."""
 
 MAX_LIBRARY_CHARS = 64
 """Of a library's name: in its file's name a character may take nine bytes more."""
