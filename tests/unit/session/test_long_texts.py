@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,8 +49,9 @@ def test_what_was_asked_is_kept_in_the_home_over_a_restart(tmp_path: Path) -> No
     with fake_loom(tmp_path / "home") as second:
         again = kvloom.ask_windows(TEXT, "Which?", second, size=800, combine="answer", max_tokens=20)
     assert (again.num_asked, again.text) == (0, found.text)
-    for otherwise in ({"system": "Otherwise."}, {"kv_type_v": "q8_0"}):
-        with fake_loom(tmp_path / "home", **otherwise) as third:
+    others: list[dict[str, Any]] = [{"system": "Otherwise."}, {"kv_type_v": "q8_0"}]
+    for other in others:
+        with fake_loom(tmp_path / "home", **other) as third:
             assert kvloom.ask_windows(TEXT, "Which?", third, size=800, max_tokens=20).num_found == 0
 
 
