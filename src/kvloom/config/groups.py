@@ -104,7 +104,12 @@ class CompressionSettings(_Group):
 class RecallSettings(_Group):
     """What a question gets of the attached libraries."""
 
-    share: float = Field(0.5, gt=0, lt=1, description="most of the window that a question's passages may take")
+    share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="most of the window that a question's passages may take; the best one takes more where it has to",
+    )
     depth: int = Field(2, ge=1, le=256, description="most passages to a question")
     compression: Literal["off", "lossless", "q8_0", "low4"] | None = Field(
         None, description="how passages are packed on disk; low4 takes a quarter; default: disk_compression"

@@ -78,13 +78,16 @@ class Retrieval:
             silent = () if notices else (f"nothing relevant found in {named}: the reply knows no passage of it",)
             return Retrieved(with_passages(manifest, ()), (), (*notices, *silent))
         found = self._found(hits, manifest)
-        room = self._room(manifest, max_tokens, num_question_tokens)
+        free = self._free(manifest, max_tokens, num_question_tokens)
+        share = int(self._budget.window(manifest) * self._loom.settings.recall.share)
+        # In a small window the best one alone may be more than their share.
+        room = min(max(share, found[0].passage.num_tokens), free)
         chosen = self._chosen(found, manifest, room)
         if not chosen:
             least = min(one.passage.num_tokens for one in found)
             notices.append(
                 f"{len(found)} relevant passages were found, and none fits: the smallest takes {least} tokens and "
-                f"{room} are left for them; raise the context or recall.share, or switch chunks off"
+                f"{max(0, free)} are left for them; raise the context, or switch chunks off"
             )
         for one in chosen:
             self._keep(one)
@@ -164,8 +167,8 @@ class Retrieval:
         by_ref = {one.passage.ref: one for one in found}
         return [by_ref[one.ref] for one in choose(candidates, room, self._loom.settings.recall.depth)]
 
-    def _room(self, manifest: Manifest, max_tokens: int | None, num_question_tokens: int) -> int:
-        """Tokens that passages may take: their share, and no more than what must stay leaves of the window."""
+    def _free(self, manifest: Manifest, max_tokens: int | None, num_question_tokens: int) -> int:
+        """Tokens that what must stay leaves of the window."""
         window, brought = self._budget.window(manifest), set(standing(manifest))
         may_leave = self._budget.policy_name(manifest) != "stop"
         newest = manifest.turns[-1:]
@@ -178,7 +181,7 @@ class Retrieval:
             )
         )
         reply = max_tokens or self._budget.reserve(manifest)
-        return min(int(window * self._loom.settings.recall.share), window - fixed - num_question_tokens - reply)
+        return window - fixed - num_question_tokens - reply
 
     # -- what was chosen ----------------------------------------------------------------------------------------
 

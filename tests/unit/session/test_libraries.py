@@ -116,8 +116,24 @@ def test_nothing_relevant_is_said_and_nothing_is_activated(chat: Session) -> Non
 def test_passages_stay_within_their_share_and_leave_room_for_the_reply(loom: Loom, chat: Session) -> None:
     for question in (KEEPER, "market bread fish square people weather talk"):
         ask(chat, question)
-        assert sum(slot.num_tokens for slot in chat.manifest.chunks) <= 0.5 * chat.window
+        num_tokens = sum(slot.num_tokens for slot in chat.manifest.chunks)
+        assert num_tokens <= 0.5 * chat.window or len(chat.manifest.active_chunk_ids) == 1
     assert len(chat.manifest.active_chunk_ids) <= loom.settings.recall.depth
+
+
+@pytest.mark.parametrize(("window", "number"), [(4096, 1), (1024, 0)])
+def test_the_best_passage_takes_more_than_its_share_where_it_fits(
+    tmp_path: Path, book: Path, window: int, number: int
+) -> None:
+    with fake_loom(tmp_path / "home", context=window, recall={"share": 0.1}) as loom:
+        loom.library("books").add(book)
+        chat = loom.session()
+        chat.attach("books")
+        reply = ask(chat)
+        assert len(reply.sources) == number
+        assert all(source.num_tokens > 0.1 * window for source in reply.sources)
+        assert (FACTS["lighthouse"] in text_of(chat)) == bool(number)
+        assert any("none fits" in notice for notice in reply.notices) == (not number)
 
 
 def test_an_own_chunk_stays_and_is_not_taken_for_a_passage(loom: Loom, chat: Session) -> None:
