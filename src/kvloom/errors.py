@@ -139,6 +139,10 @@ class IndexDamagedError(StoreError):
     """A library's index is damaged or of an older form. Removing it loses nothing: its documents are added again."""
 
 
+class PurgeIncompleteError(StoreError):
+    """What was asked for is purged, but a library could not be looked through and may still hold its text."""
+
+
 class EntryCorruptError(StoreError):
     """A stored entry failed a check. `reason` is a short, countable word."""
 

@@ -171,6 +171,7 @@ class Ask:
 
     def _ask(self, reader: Reader, one: Given) -> Answer:
         answer, fidelity = reader.ask(one), reader.session.fidelity
+        reader.leave()
         self._samples.ours[fidelity].append(answer)
         usage = answer.usage
         self._tell.step(

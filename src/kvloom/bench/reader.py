@@ -107,6 +107,11 @@ class Reader:
             reply.text, right, ttft, edited - began, ended - began, reply.usage, prompt, self._num_chunk_tokens()
         )
 
+    def leave(self) -> None:
+        """The passages off the device: another session over them is not to find them there."""
+        self.arrange(())
+        self.session.warm()
+
     def distributions(self, given: Given) -> F32Array:
         """Log-probabilities behind the last tokens of the question, with these passages."""
         self.arrange(given.passages)

@@ -89,7 +89,9 @@ class CompressionSettings(_Group):
         "hybrid", description="hybrid: old turns are summarized, recent ones stay word for word"
     )
     preserve_recent: int | None = Field(
-        None, ge=0, description="tokens of recent turns kept word for word; default: a quarter of the window"
+        None,
+        ge=0,
+        description="tokens of recent turns kept word for word, at most half of the window; default: a quarter",
     )
     summary_max_tokens: int = Field(1024, ge=16, description="longest summary; never more than an eighth of the window")
     min_gain: float = Field(0.1, ge=0, lt=1, description="share of what is replaced that a compression must save")

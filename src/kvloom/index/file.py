@@ -59,8 +59,9 @@ _TABLES = (
     "CREATE VIRTUAL TABLE vocabulary USING fts5vocab(words, row)",
 )
 
-_CUT_ANEW = "UPDATE documents SET digest = '', size_bytes = -1 WHERE is_file"
-"""With the next update every file is read again; until then its passages stand as they were cut."""
+_CUT_ANEW = "UPDATE documents SET read_ns = -1"
+"""With the next update every file is read again, and a text that is handed over again is cut again; until then their
+passages stand as they were. A purged passage comes back in a larger one, as with any file that is read again."""
 _UPGRADES = {1: (_SKIPPED, _CUT_ANEW), 2: (_CUT_ANEW,)}
 """By version: what makes an index of it one of `FORMAT_VERSION`. Texts that were handed over have no file to be read
 again from."""

@@ -118,7 +118,8 @@ class LibraryIndex:
         """What is known of the file as it stands, None where it has to be read: what `read` takes as `known`."""
         path, state = os.fsencode(found.path), (found.size_bytes, found.mtime_ns)
         rows = self._file.rows(
-            "SELECT read_ns FROM documents WHERE (path, size_bytes, mtime_ns) = (?, ?, ?)", (path, *state)
+            "SELECT read_ns FROM documents WHERE (path, size_bytes, mtime_ns) = (?, ?, ?) AND read_ns >= 0",
+            (path, *state),
         )
         if any(is_settled(found.mtime_ns, read_ns) for (read_ns,) in rows):
             return Unchanged(found.name, found.path)

@@ -121,7 +121,7 @@ class Update:
     def _write(self, document: Document) -> None:
         file, path = self.file, os.fsencode(document.path)
         read_ns = time.time_ns()
-        rows = file.rows("SELECT digest, kind FROM documents WHERE path = ?", (path,))
+        rows = file.rows("SELECT digest, kind FROM documents WHERE path = ? AND read_ns >= 0", (path,))
         if rows == [(document.digest, document.kind.value)]:
             file.execute(
                 "UPDATE documents SET size_bytes = ?, mtime_ns = ?, read_ns = ? WHERE path = ?",

@@ -113,10 +113,12 @@ class Asking:
 
     def _again(self) -> tuple[str, Manifest]:
         """The last question, and the context before it."""
-        turns = self._desk.manifest.turns
-        if not turns:
+        manifest, history = self._desk.manifest, self._desk.history
+        # Not the last one: behind it may stand what came back for a question that was undone.
+        newest = max(manifest.turns, key=lambda slot: history.order(slot.ref), default=None)
+        if newest is None:
             raise NothingToUndoError("there is no turn to try again; ask something first")
-        return self._desk.history.turn(turns[-1].ref).user, self._desk.manifest.without({turns[-1].ref})
+        return history.turn(newest.ref).user, manifest.without({newest.ref})
 
     def _answer(
         self,

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kvloom.errors import IndexDamagedError, UsageError
+from kvloom.errors import StoreError, UsageError
 from kvloom.index import LibraryIndex
 from kvloom.session import embedders
 from kvloom.session.embedders import Embedders
@@ -67,10 +67,10 @@ class LoomLibraries(ABC):
     def _close_libraries(self) -> None:
         self._libraries.close_folder(self.home / FOLDER)
 
-    def _forget_passage(self, chunk: ChunkId) -> list[str]:
-        """A chunk that is purged is in no library of this home any more, but those that are given back: they are
-        damaged, and nobody can say what they hold."""
-        damaged = []
+    def _forget_passage(self, chunk: ChunkId) -> dict[str, StoreError]:
+        """A chunk that is purged is in no library of this home any more, but in those that are given back: they could
+        not be looked through."""
+        kept: dict[str, StoreError] = {}
         for name in HomeLibraries(self.home).names():
             file = file_of(self.home, name)
             library = self._libraries.find(file)
@@ -81,6 +81,6 @@ class LoomLibraries(ABC):
                 # Opened for this alone: a purge must not take the place of those that questions are looked up in.
                 with LibraryIndex.open(file) as index:
                     index.forget(chunk)
-            except IndexDamagedError:
-                damaged.append(name)
-        return damaged
+            except StoreError as error:
+                kept[name] = error
+        return kept

@@ -53,7 +53,7 @@ def precompute(
     computed. Raises EngineUnsupportedError where KV that was computed alone is of no use.
 
     `max_tokens`: stop before more would be computed; a first passage that is longer alone is computed all the same.
-    `on_computed` is told the tokens of each batch (at most a quarter of the window) that was computed and is kept.
+    `on_computed` is told the tokens of each batch that were computed and are kept, of one that was broken off, too.
     """
     capabilities = loom.engine.capabilities
     if not (capabilities.can_rotate and capabilities.can_move_kv):
@@ -76,8 +76,13 @@ def precompute(
         if missing:
             try:
                 num_batch_tokens = _compute(loom, missing, is_cancelled)
-            except CancelledError:
-                return so_far(is_complete=False)
+            except BaseException as error:
+                kept = sum(passage.num_tokens for passage, text in missing if _is_stored(loom, passage))
+                num_tokens += kept
+                on_computed(kept)
+                if isinstance(error, CancelledError):
+                    return so_far(is_complete=False)
+                raise
             num_tokens += num_batch_tokens
             on_computed(num_batch_tokens)
         entries.add((passage.ref, passage.name, _entries(loom, passage)) for passage, _ in batch)

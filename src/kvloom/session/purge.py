@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
-from kvloom.errors import IndexDamagedError, UnknownSessionError
+from kvloom.errors import PurgeIncompleteError, StoreError, UnknownSessionError
 from kvloom.session.log import ManifestRecord
 from kvloom.session.results import StoredResults
 from kvloom.session.traces import traced_in
@@ -34,12 +34,13 @@ class _Findings:
     entries: set[EntryId] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     needed_digests: set[str] = field(default_factory=set)
-    damaged_libraries: list[str] = field(default_factory=list)
+    libraries: dict[str, StoreError] = field(default_factory=dict)
+    """Those that could not be looked through."""
 
 
 def purge(loom: Loom, chunk: ChunkId) -> int:
     """Bytes freed. Raises SessionBusyError, with nothing changed, where another process has a session open that holds
-    the chunk, or this thread is reading a reply; IndexDamagedError at the end where a library could not be looked
+    the chunk, or this thread is reading a reply; PurgeIncompleteError at the end where a library could not be looked
     through.
 
     All looms of this process over the same home take part: each has cells, RAM and sessions of its own. The catalog
@@ -47,20 +48,24 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
     """
     with _held_still(loom) as open_sessions:
         found = _find(loom, chunk)
-        with ExitStack() as writers:
-            for closed in sorted(found.sessions - {one.id for one in open_sessions}):
-                writers.enter_context(loom.log.writer(closed))
-            _scrub_logs(loom, chunk, found)
-            freed = _remove(loom, chunk, found)
-        with StoredResults(loom.home) as results:
-            results.clear()  # any summary may quote it
-        for session in open_sessions:
-            session._desk.reread()
-            session._budget.forget()
-        if found.damaged_libraries:
-            raise IndexDamagedError(
-                f"the chunk is purged, but its text may still stand in {', '.join(found.damaged_libraries)}: this "
-                "library's index is damaged; delete it (kvloom libraries delete) and add its files again"
+        try:
+            with ExitStack() as writers:
+                for closed in sorted(found.sessions - {one.id for one in open_sessions}):
+                    writers.enter_context(loom.log.writer(closed))
+                _scrub_logs(loom, chunk, found)
+                freed = _remove(loom, chunk, found)
+            with StoredResults(loom.home) as results:
+                results.clear()  # any summary may quote it
+        finally:
+            # Where it broke off, too: what they hold in memory must not be written again.
+            for session in open_sessions:
+                session._desk.reread()
+                session._budget.forget()
+        if found.libraries:
+            reasons = "; ".join(f"{name}: {error}" for name, error in found.libraries.items())
+            raise PurgeIncompleteError(
+                f"the chunk is purged, but its text may still stand in a library that could not be looked through "
+                f"({reasons}); a damaged one is deleted with kvloom libraries delete, and its files are added again"
             )
         return freed
 
@@ -130,7 +135,7 @@ def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
                 one.shelf.refuse(chunk)
                 done.append(one)
             freed += sum(_remove_under(one, chunk, found) for one in fresh)
-        found.damaged_libraries += loom._forget_passage(chunk)
+        found.libraries |= loom._forget_passage(chunk)
         freed += loom.catalog.get(chunk).size_bytes
         loom.catalog.purge(chunk)
     finally:

@@ -79,10 +79,7 @@ class Retrieval:
             return Retrieved(with_passages(manifest, ()), (), (*notices, *silent))
         found = self._found(hits, manifest)
         free = self._free(manifest, max_tokens, num_question_tokens)
-        share = int(self._budget.window(manifest) * self._loom.settings.recall.share)
-        # In a small window the best one alone may be more than their share.
-        room = min(max(share, found[0].passage.num_tokens), free)
-        chosen = self._chosen(found, manifest, room)
+        chosen = self._chosen(found, manifest, free)
         if not chosen:
             least = min(one.passage.num_tokens for one in found)
             notices.append(
@@ -153,7 +150,9 @@ class Retrieval:
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
-    def _chosen(self, found: Sequence[_Found], manifest: Manifest, room: int) -> list[_Found]:
+    def _chosen(self, found: Sequence[_Found], manifest: Manifest, free: int) -> list[_Found]:
+        """Those that fit into their share of the window; in a small one the best alone may be more than that."""
+        settings = self._loom.settings.recall
         brought, here = set(standing(manifest)), set(manifest.active_chunk_ids)
         candidates = [
             Candidate(
@@ -164,14 +163,17 @@ class Retrieval:
             )
             for one in found
         ]
+        room, best = min(int(self._budget.window(manifest) * settings.share), free), candidates[0]
+        if room < best.num_tokens <= free:
+            candidates, room = [best], free
         by_ref = {one.passage.ref: one for one in found}
-        return [by_ref[one.ref] for one in choose(candidates, room, self._loom.settings.recall.depth)]
+        return [by_ref[one.ref] for one in choose(candidates, room, settings.depth)]
 
     def _free(self, manifest: Manifest, max_tokens: int | None, num_question_tokens: int) -> int:
         """Tokens that what must stay leaves of the window."""
         window, brought = self._budget.window(manifest), set(standing(manifest))
         may_leave = self._budget.policy_name(manifest) != "stop"
-        newest = manifest.turns[-1:]
+        newest = sorted(manifest.turns, key=lambda slot: self._desk.history.order(slot.ref))[-1:]
         fixed = sum(
             slot.num_tokens
             for slot in manifest.active

@@ -42,6 +42,7 @@ def test_ask_asks_four_ways_and_prefills_no_passage_again(model: str, monkeypatc
         assert first["prefilled_chunk_tokens"] == 0
         assert first["ours_s"] > 0 and first["peer_s"] > 0 and first["paired_speedup"] > 0
         assert first["computed_tokens"] < first["prompt_tokens"] / 4
+        assert first["loaded_tokens"] > first["prompt_tokens"] / 2, "nothing of it stood on the device"
         assert rows["kept-of-peer", mode]["n"] == 3
     assert rows["first-token", "blend"]["recomputed_tokens"] > 0
     cold = rows["cold-start", "splice"]

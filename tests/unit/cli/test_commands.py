@@ -156,6 +156,20 @@ def test_chunks_can_be_added_listed_shown_and_removed(kvloom: Kvloom, files: lis
     assert kvloom("chunks", "ls").out.startswith("no chunks yet")
 
 
+def test_a_purge_of_several_goes_on_beside_a_library_that_cannot_be_read(
+    kvloom: Kvloom, files: list[Path], tmp_path: Path
+) -> None:
+    kvloom("chunks", "add", *files)
+    folder = tmp_path / "home" / "libraries"
+    folder.mkdir(exist_ok=True)
+    (folder / "broken.sqlite3").write_bytes(b"no database at all, and longer than a header" * 50)
+    ran = kvloom("chunks", "rm", *(file.name for file in files[:2]), "--purge")
+    assert ran.code == 1
+    assert "is purged, but its text may still stand" in ran.err
+    names = {chunk["name"] for chunk in kvloom("chunks", "ls", "--json").document["chunks"]}
+    assert not names & {file.name for file in files[:2]}
+
+
 def test_verify_finds_a_damaged_entry_and_gc_needs_no_help(kvloom: Kvloom, files: list[Path], tmp_path: Path) -> None:
     kvloom("chunks", "add", files[0], "--warm")
     assert kvloom("chunks", "verify", "--json").document["damaged"] == []

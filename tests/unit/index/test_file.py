@@ -60,12 +60,15 @@ def test_files_are_cut_anew_where_they_were_cut_by_another_version(tmp_path: Pat
     with LibraryIndex.open(path) as index:
         index.update(read([text]))
         assert index.update(read([text], known=index.known)).num_unchanged == 1
+        index.update([document("handed.md", "One.")])
+        assert index.update([document("handed.md", "One.")]).num_unchanged == 1
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 2")
     connection.close()
     with LibraryIndex.open(path) as index:
         assert index.num_passages > 0
         assert index.update(read([text], known=index.known)).num_changed == 1
+        assert index.update([document("handed.md", "One.")]).num_changed == 1
         assert index.update(read([text], known=index.known)).num_unchanged == 1
 
 

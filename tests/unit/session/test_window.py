@@ -214,6 +214,18 @@ def test_what_came_back_is_put_in_order_where_nothing_has_to_leave(tmp_path: Pat
         assert users.index(old) > users.index(new)
 
 
+def test_an_undone_question_is_not_what_is_tried_again(loom: Loom) -> None:
+    chat = long_after(loom, XYLOPHONE)
+    newest = chat.history()[-1].user
+    ask(chat, "what is the code of the red door?")
+    chat.undo()  # the turn; what came back for it stands last
+    assert chat.history()[-1].user == XYLOPHONE
+    chat.retry(max_tokens=6, temperature=0.0)
+    users = [turn.user for turn in chat.history()]
+    assert users[-1] == newest
+    assert users.count(newest) == 1
+
+
 def test_what_came_back_is_as_old_as_it_is(loom: Loom) -> None:
     chat = long_after(loom, XYLOPHONE)
     ask(chat, "what is the code of the red door?")

@@ -87,7 +87,7 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
     text = sys.stdin.read() if question == STANDARD_INPUT else question
     if not text.strip():
         raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
-    if len(words) == 1 and question != STANDARD_INPUT and os.path.exists(question):  # noqa: PTH110 - Path's raises for what is too long for a name
+    if len(words) == 1 and not (library or file) and question != STANDARD_INPUT and os.path.exists(question):  # noqa: PTH110 - Path's raises for what is too long for a name
         raise UsageError(f"{question} is there as a file or folder: give the question about it as the last argument")
     named = list(dict.fromkeys(library or []))
     if not (books or named) and (precompute or explain or depth is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,12 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.options import LOOM, Options, takes
-from kvloom.errors import UsageError
+from kvloom.errors import PurgeIncompleteError, UsageError
 
 if TYPE_CHECKING:
+    from kvloom.session.loom import Loom
     from kvloom.session.values import ChunkDetail
+    from kvloom.types import ChunkId
 
 EXIT_DAMAGED = 1
 
@@ -162,10 +165,24 @@ def remove(
     with output.progress() as progress, options.open_loom(progress) as loom:
         # Every name is resolved first: a wrong one among them removes nothing.
         ids = [loom.resolve(ref) for ref in refs]
-        freed = sum(loom.purge(chunk) for chunk in ids) if purge else 0
+        freed = _purged(loom, ids) if purge else 0
         if not purge:
             for chunk in ids:
                 loom.erase(chunk)
     shown = ", ".join(amounts.short_id(chunk) for chunk in ids)
     view = f"gone for good: {shown}, {amounts.size(freed)} freed" if purge else f"erased: {shown}"
     output.emit({"ids": ids, "purged": purge, "bytes": freed}, view)
+
+
+def _purged(loom: Loom, ids: Sequence[ChunkId]) -> int:
+    """Bytes freed. All of them are purged; raises PurgeIncompleteError behind the last where a library may still hold
+    the text of one."""
+    freed, incomplete = 0, None
+    for chunk in ids:
+        try:
+            freed += loom.purge(chunk)
+        except PurgeIncompleteError as error:
+            incomplete = error
+    if incomplete is not None:
+        raise incomplete
+    return freed

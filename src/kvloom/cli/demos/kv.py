@@ -164,16 +164,15 @@ def _words(step: Step) -> str:
 
 def _lessons(report: KvReport) -> list[str]:
     first, again, moved, edited = report.steps[0], report.steps[1], report.steps[-2], report.steps[-1]
-    # With --fidelity exact, and where a model's KV cannot be placed, both are computed again.
+    # With --fidelity exact, and where a model's KV cannot be placed, it is computed again.
     is_placed = moved.computed_tokens < moved.prompt_tokens // 2
     moving = "rotated to its new place and not computed again" if is_placed else "computed again, as this mode asks"
-    editing = "the changed text alone" if is_placed else "what stands behind it, too"
     return [
         f"KV of a text is computed once ({amounts.seconds(first.ttft_s)} for {amounts.tokens(first.computed_tokens)} "
         f"tokens); a later question computes itself alone ({amounts.tokens(again.computed_tokens)} tokens, "
         f"{amounts.seconds(again.ttft_s)}).",
         f"A text that is switched off costs no attention and keeps its KV; moved, it is {moving}.",
-        f"An edit computes {editing}: {amounts.tokens(edited.computed_tokens)} tokens in "
+        f"An edit computes the changed text alone: {amounts.tokens(edited.computed_tokens)} tokens in "
         f"{amounts.seconds(edited.ttft_s)}, against {amounts.tokens(report.full.computed_tokens)} in "
         f"{amounts.seconds(report.full.ttft_s)} for the whole prompt.",
     ]

@@ -249,10 +249,12 @@ async def _in_slot(call: Call, reservation: Reservation, work: Callable[..., Pre
         finally:
             ticket.leave()
     finally:
-        call.notes.tell(prompt_tokens=sum(computed))
-        if computed:
-            await reservation.settle(sum(computed))
-        await reservation.release()  # changes nothing where it was settled
+        try:
+            call.notes.tell(prompt_tokens=sum(computed))
+            if sum(computed):
+                await reservation.settle(sum(computed))
+        finally:
+            await reservation.release()  # changes nothing where it was settled
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

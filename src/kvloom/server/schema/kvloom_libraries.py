@@ -21,7 +21,7 @@ MAX_DOCUMENTS = 10_000
 
 MAX_QUESTION_CHARS = 8192
 MAX_FOUND = 50
-MIN_COMPUTED, MAX_COMPUTED = 1024, 1_000_000
+MIN_COMPUTED, MAX_COMPUTED = 2048, 1_000_000
 """Tokens of one call of `precompute`: a passage fits the least, the most is hours of a small machine."""
 DEFAULT_COMPUTED = 16_384
 
