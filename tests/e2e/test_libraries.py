@@ -110,7 +110,7 @@ def test_an_edited_paragraph_of_a_megabyte_costs_the_kv_of_two_passages_at_most(
     path.write_text("\n\n".join(paragraphs), encoding="utf-8")
     assert path.stat().st_size > 1_000_000
     model = write_tiny(tmp_path / "tiny.gguf", TinyModel())
-    with kvloom.open(model, context=2048, home=tmp_path / "home") as loom:
+    with kvloom.open(model, context=4096, home=tmp_path / "home") as loom:
         library = loom.library("long")
         added = library.add(path)
         assert added.num_passages_added > 500
