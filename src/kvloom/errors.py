@@ -136,11 +136,11 @@ class StoreReadOnlyError(StoreError):
 
 
 class IndexDamagedError(StoreError):
-    """A library's index is damaged or of an older form. Removing it loses nothing: its documents are added again."""
+    """A library's index is damaged. Removing it loses nothing: its documents are added again."""
 
 
 class PurgeIncompleteError(StoreError):
-    """What was asked for is purged, but a library could not be looked through and may still hold its text."""
+    """A chunk is purged, but a library is damaged and may still hold its text: it has to be deleted."""
 
 
 class EntryCorruptError(StoreError):

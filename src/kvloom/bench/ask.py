@@ -23,7 +23,7 @@ from kvloom.bench.report import Report, Row, compare
 from kvloom.bench.retrieval import answerable, holds, indexed
 from kvloom.bench.setting import Request, open_loom, own_home, peer_settings, settings_for, setup_of
 from kvloom.bench.teller import Teller
-from kvloom.config import DiskCompression
+from kvloom.config import DiskCompression, RecallSettings
 from kvloom.types import ChunkId, F32Array, Fidelity
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 PEER = "llama.cpp server"
 BLEND_BUDGET = 0.03
 CONTEXT = 4096
-"""Half of it are passages."""
+DEPTH = RecallSettings().depth
+"""Passages with each question, as many as a library gives by itself."""
 
 FIRST_TOKEN_TARGET = 10.0
 KEPT_TARGETS = {Fidelity.BLEND: 0.97, Fidelity.SPLICE: 0.93}
@@ -52,8 +53,8 @@ class Size:
     num_probed: int
 
 
-FULL = Size(num_questions=210, depth=2, corpus_tokens=900_000, num_probed=24)
-QUICK = Size(num_questions=6, depth=2, corpus_tokens=60_000, num_probed=2)
+FULL = Size(num_questions=210, depth=DEPTH, corpus_tokens=900_000, num_probed=24)
+QUICK = Size(num_questions=6, depth=DEPTH, corpus_tokens=60_000, num_probed=2)
 
 
 @dataclass(frozen=True)

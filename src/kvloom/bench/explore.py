@@ -78,7 +78,7 @@ def chosen(cases: str | None) -> list[str]:
 
 def run(request: Request, cases: str | None = None) -> Report:
     """Run the chosen parts: on 2 cores about an hour with the default model, half of it the largest windows; `quick`
-    is done in under a minute."""
+    takes about a minute."""
     names = chosen(cases)
     size = QUICK if request.quick else FULL
     size = replace(size, repeats=request.repeats or size.repeats)

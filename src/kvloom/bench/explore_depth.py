@@ -16,13 +16,12 @@ from kvloom.bench.reader import Answer, Given, Reader
 from kvloom.bench.report import Row
 from kvloom.bench.retrieval import answerable, holds, indexed
 from kvloom.bench.setting import open_loom, settings_for
+from kvloom.index import PASSAGE_SIZES
 from kvloom.types import Fidelity
 
 if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
-PASSAGE_TOKENS = 1024
-"""At most, by the index's own cut."""
 BESIDE_TOKENS = 512
 COLUMNS = ("right", "in_sight", "questions", "passage_tokens", "first_token_s", "prefill_first_time_s")
 
@@ -33,7 +32,7 @@ def num_steps(size: Size, _train_context: int) -> int:
 
 def rows(stage: Stage) -> list[Row]:
     size = stage.size
-    context = max(size.depths) * PASSAGE_TOKENS + BESIDE_TOKENS
+    context = max(size.depths) * PASSAGE_SIZES.whole_tokens + BESIDE_TOKENS
     settings = settings_for(
         stage.request, context=context, reserve_tokens=BESIDE_TOKENS // 4, fidelity="splice", guard={"enabled": False}
     )

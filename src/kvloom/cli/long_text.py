@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,13 +50,18 @@ class ReadTexts:
             output.note(f"left out {len(self.skipped) - _MAX_SKIPPED_LINES} more")
 
 
+def check_there(paths: Iterable[Path], hint: str = "") -> None:
+    """Raises ContentError for the first file or folder that is not there."""
+    for path in paths:
+        if not path.expanduser().exists():
+            raise ContentError(f"{path}: no such file or folder{hint}")
+
+
 def read_all(paths: Sequence[Path]) -> ReadTexts:
     """The texts of files and folders. Raises ContentError where there is none, and for a path that does not exist."""
     from kvloom.session.long_texts import read_files
 
-    for path in paths:
-        if str(path) != STANDARD_INPUT and not path.expanduser().exists():
-            raise ContentError(f"{path}: no such file or folder")
+    check_there(path for path in paths if str(path) != STANDARD_INPUT)
     texts: list[ReadText] = []
     skipped: list[str] = []
     if any(str(path) == STANDARD_INPUT for path in paths):

@@ -204,10 +204,8 @@ def _is_gone(path: bytes) -> bool:
     """Whether there is no such file: not where it cannot be looked at (no right to, a share that does not answer)."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
 
 

@@ -160,8 +160,8 @@ _SAID_INSTEAD = {
     "memory_pressure": "memory is short on the server: new work is refused until there is more",
     "store_full": "the server has no space left to store this",
     "store_unavailable": "the server cannot read or write its store now",
-    "purge_incomplete": "the chunk is purged, but its text may still stand in a library that is damaged or in use; "
-    "delete that library, or purge the passage there once it can be read",
+    "purge_incomplete": "the chunk is purged, but its text may still stand in a library that is damaged: delete those "
+    "that GET /v1/kvloom/libraries marks with is_damaged",
     "misconfigured": "the server's settings do not allow this; its log says which",
     "unavailable": "the server is closing",
     "cancelled": "the reply was cancelled before it was whole",

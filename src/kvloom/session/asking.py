@@ -114,8 +114,7 @@ class Asking:
     def _again(self) -> tuple[str, Manifest]:
         """The last question, and the context before it."""
         manifest, history = self._desk.manifest, self._desk.history
-        # Not the last one: behind it may stand what came back for a question that was undone.
-        newest = max(manifest.turns, key=lambda slot: history.order(slot.ref), default=None)
+        newest = history.newest(manifest)
         if newest is None:
             raise NothingToUndoError("there is no turn to try again; ask something first")
         return history.turn(newest.ref).user, manifest.without({newest.ref})

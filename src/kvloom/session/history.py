@@ -91,6 +91,10 @@ class History:
         """A turn's place among all turns of the session."""
         return self._turns[ref].ordinal if ref in self._turns else 0
 
+    def newest(self, manifest: Manifest) -> Slot | None:
+        """The turn that was made last. Behind it may stand what came back for a question that was undone."""
+        return max(manifest.turns, key=lambda slot: self.order(slot.ref), default=None)
+
     def ledger(self) -> list[Left[ManifestId]]:
         """What was ever given here and is not in the manifest now."""
         for record in self._log.manifests(self.id, after=self._noted):

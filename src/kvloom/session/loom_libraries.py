@@ -68,8 +68,8 @@ class LoomLibraries(ABC):
         self._libraries.close_folder(self.home / FOLDER)
 
     def _forget_passage(self, chunk: ChunkId) -> dict[str, StoreError]:
-        """A chunk that is purged is in no library of this home any more, but in those that are given back: they could
-        not be looked through."""
+        """A chunk that is purged is in no library of this home any more, but in those that are given back with what
+        kept it there: all the others are looked through first."""
         kept: dict[str, StoreError] = {}
         for name in HomeLibraries(self.home).names():
             file = file_of(self.home, name)

@@ -74,17 +74,17 @@ def precompute(
         if is_cancelled() or (num_computed and _is_over(max_tokens, num_tokens, missing)):
             return so_far(is_complete=False)
         if missing:
+            is_stopped = False
             try:
-                num_batch_tokens = _compute(loom, missing, is_cancelled)
-            except BaseException as error:
-                kept = sum(passage.num_tokens for passage, text in missing if _is_stored(loom, passage))
+                _compute(loom, missing, is_cancelled)
+            except CancelledError:
+                is_stopped = True
+            finally:  # whatever ended it: what was computed until then is kept
+                kept = sum(passage.num_tokens for passage, _ in missing if _is_stored(loom, passage))
                 num_tokens += kept
                 on_computed(kept)
-                if isinstance(error, CancelledError):
-                    return so_far(is_complete=False)
-                raise
-            num_tokens += num_batch_tokens
-            on_computed(num_batch_tokens)
+            if is_stopped:
+                return so_far(is_complete=False)
         entries.add((passage.ref, passage.name, _entries(loom, passage)) for passage, _ in batch)
         num_done += passed.num_known + passed.num_too_long + len(batch)
         num_too_long += passed.num_too_long
@@ -172,8 +172,7 @@ def _bare(loom: Loom) -> Manifest:
     return Manifest(fidelity=Fidelity.SPLICE, model=loom.engine.fingerprint).with_head(loom.prompts.head(""), "")
 
 
-def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], bool]) -> int:
-    """The tokens that were computed."""
+def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], bool]) -> None:
     loom.guard.check()
     passages = []
     for passage, text in named:
@@ -181,10 +180,9 @@ def _compute(loom: Loom, named: Iterable[_Named], is_cancelled: Callable[[], boo
         passages.append(passage)
     runner = loom.runner(OWNER, _Asked(is_cancelled))
     try:
-        _, warmed = runner.warm(with_passages(_bare(loom), passages), None)
+        runner.warm(with_passages(_bare(loom), passages), None)
     finally:
         runner.close()
-    return warmed.computed_tokens
 
 
 class _Asked(threading.Event):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
-from kvloom.errors import PurgeIncompleteError, StoreError, UnknownSessionError
+from kvloom.errors import IndexDamagedError, PurgeIncompleteError, StoreError, UnknownSessionError
 from kvloom.session.log import ManifestRecord
 from kvloom.session.results import StoredResults
 from kvloom.session.traces import traced_in
@@ -34,14 +34,14 @@ class _Findings:
     entries: set[EntryId] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     needed_digests: set[str] = field(default_factory=set)
-    libraries: dict[str, StoreError] = field(default_factory=dict)
-    """Those that could not be looked through."""
+    damaged_libraries: list[str] = field(default_factory=list)
+    """Nobody can say what these hold."""
 
 
 def purge(loom: Loom, chunk: ChunkId) -> int:
     """Bytes freed. Raises SessionBusyError, with nothing changed, where another process has a session open that holds
-    the chunk, or this thread is reading a reply; PurgeIncompleteError at the end where a library could not be looked
-    through.
+    the chunk, or this thread is reading a reply; StoreError where a library is held by another process or cannot be
+    written (the chunk stays known then, to be purged again); PurgeIncompleteError at the end where one is damaged.
 
     All looms of this process over the same home take part: each has cells, RAM and sessions of its own. The catalog
     comes last: after a crash in between, the chunk is still known and can be purged again.
@@ -61,11 +61,10 @@ def purge(loom: Loom, chunk: ChunkId) -> int:
             for session in open_sessions:
                 session._desk.reread()
                 session._budget.forget()
-        if found.libraries:
-            reasons = "; ".join(f"{name}: {error}" for name, error in found.libraries.items())
+        if found.damaged_libraries:
             raise PurgeIncompleteError(
-                f"the chunk is purged, but its text may still stand in a library that could not be looked through "
-                f"({reasons}); a damaged one is deleted with kvloom libraries delete, and its files are added again"
+                f"the chunk is purged, but its text may still stand in {', '.join(found.damaged_libraries)}, whose "
+                "index is damaged: delete that library (kvloom libraries delete) and add its files again"
             )
         return freed
 
@@ -135,13 +134,22 @@ def _remove(loom: Loom, chunk: ChunkId, found: _Findings) -> int:
                 one.shelf.refuse(chunk)
                 done.append(one)
             freed += sum(_remove_under(one, chunk, found) for one in fresh)
-        found.libraries |= loom._forget_passage(chunk)
+        _forget_passage(loom, chunk, found)
         freed += loom.catalog.get(chunk).size_bytes
         loom.catalog.purge(chunk)
     finally:
         for one in done:
             one.shelf.refuse(chunk, refused=False)
     return freed
+
+
+def _forget_passage(loom: Loom, chunk: ChunkId, found: _Findings) -> None:
+    """Out of every library. Raises StoreError where one may let go of it another time."""
+    kept = loom._forget_passage(chunk)
+    found.damaged_libraries += [name for name, error in kept.items() if isinstance(error, IndexDamagedError)]
+    held = [f"{name}: {error}" for name, error in kept.items() if not isinstance(error, IndexDamagedError)]
+    if held:
+        raise StoreError(f"the chunk is still in a library, and has to be purged again ({'; '.join(held)})")
 
 
 def _remove_under(loom: Loom, chunk: ChunkId, found: _Findings) -> int:

@@ -173,13 +173,13 @@ class Retrieval:
         """Tokens that what must stay leaves of the window."""
         window, brought = self._budget.window(manifest), set(standing(manifest))
         may_leave = self._budget.policy_name(manifest) != "stop"
-        newest = sorted(manifest.turns, key=lambda slot: self._desk.history.order(slot.ref))[-1:]
+        newest = self._desk.history.newest(manifest)
         fixed = sum(
             slot.num_tokens
             for slot in manifest.active
             if slot.ref not in brought
             and not (
-                may_leave and slot.kind is SlotKind.TURN and not (slot.pinned or slot.is_summary or slot in newest)
+                may_leave and slot.kind is SlotKind.TURN and not (slot.pinned or slot.is_summary or slot == newest)
             )
         )
         reply = max_tokens or self._budget.reserve(manifest)

@@ -49,7 +49,7 @@ def test_ask_looks_a_question_up_in_a_book_and_cites_it(kvloom: Kvloom, book: Pa
     assert again["usage"]["loaded_tokens"] >= source["num_tokens"]
 
 
-def test_ask_without_a_question_says_so_before_a_model_is_loaded(kvloom: Kvloom, book: Path) -> None:
+def test_ask_with_a_book_and_no_question_says_so(kvloom: Kvloom, book: Path) -> None:
     ran = kvloom("ask", book)
     assert ran.code == 1
     assert "give the question about it" in ran.err

@@ -278,6 +278,19 @@ async def test_a_damaged_library_is_told_and_can_be_deleted(tmp_path: Path) -> N
     assert listed["data"][0]["is_damaged"] and refused == [(409, "library_damaged")] * 3
 
 
+async def test_a_chunk_is_purged_beside_a_damaged_library_and_the_answer_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path, loom=LOOM) as api:
+        await fill(api)
+        session = await api.session(fidelity="splice")
+        await api.do("POST", f"{session}/libraries", {"libraries": ["books"]})
+        chunk = (await api.ask(session, KEEPER))["sources"][0]["chunk"]
+        api.loom._close_libraries()
+        for file in tmp_path.rglob("libraries/*"):
+            file.unlink() if file.suffix != ".sqlite3" else file.write_bytes(b"no database at all" * 100)
+        purged = [await api.refused("DELETE", f"/v1/kvloom/chunks/{chunk}?purge=true", None) for _ in range(2)]
+    assert purged == [(409, "purge_incomplete"), (404, "chunk_not_found")]
+
+
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from kvloom.context.manifest import Tokens
 from kvloom.engine.fake import FakeEngine
-from kvloom.errors import ContentError, EngineUnsupportedError, LoomClosedError, PurgeIncompleteError, UsageError
-from kvloom.session.libraries import FOLDER, SUFFIX
+from kvloom.errors import (
+    ContentError,
+    EngineUnsupportedError,
+    LoomClosedError,
+    PurgeIncompleteError,
+    StoreError,
+    UsageError,
+)
+from kvloom.session.libraries import FOLDER, SUFFIX, Library
 from kvloom.session.loom import Loom
 from kvloom.session.session import Session
 from kvloom.session.values import Progress, Reply
@@ -173,8 +181,24 @@ def test_a_purged_passage_is_gone_from_the_library_too(loom: Loom, chat: Session
 def test_a_purge_goes_through_beside_a_damaged_library_and_says_so(loom: Loom, chat: Session) -> None:
     first = ask(chat).sources[0]
     (loom.home / FOLDER / f"broken{SUFFIX}").write_bytes(b"no database at all, and longer than a header" * 50)
-    with pytest.raises(PurgeIncompleteError, match=r"is purged, but its text may still stand .*\(broken: .*damaged"):
+    with pytest.raises(PurgeIncompleteError, match=r"is purged, but .* still stand in broken, .*damaged: delete"):
         loom.purge(first.chunk)
+    assert first.chunk not in [chunk.id for chunk in loom.chunks()]
+    assert FACTS["lighthouse"] not in " ".join(found.text for found in loom.library("books").search(KEEPER, 50))
+
+
+def test_a_purge_that_a_library_keeps_from_its_end_is_done_again(
+    loom: Loom, chat: Session, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ask(chat).sources[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Library, "forget", Mock(side_effect=StoreError("another process is reading it")))
+        with pytest.raises(StoreError, match=r"has to be purged again \(books: another process is reading it; short: "):
+            loom.purge(first.chunk)
+    assert first.chunk in [chunk.id for chunk in loom.chunks()]
+    assert not any(loom.store.contains(entry) for _, entry in loom.shelf.entries(first.chunk))
+    assert FACTS["lighthouse"] not in text_of(chat)
+    loom.purge(first.chunk)
     assert first.chunk not in [chunk.id for chunk in loom.chunks()]
     assert FACTS["lighthouse"] not in " ".join(found.text for found in loom.library("books").search(KEEPER, 50))
 

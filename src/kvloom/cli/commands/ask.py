@@ -13,6 +13,7 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.library_view import MAX_SKIPPED, explanation, known_library, updated_lines
+from kvloom.cli.long_text import check_there
 from kvloom.cli.options import LOOM, TALK, Options, num_tokens, takes
 from kvloom.errors import CancelledError, ContentError, UsageError
 
@@ -87,9 +88,9 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
     text = sys.stdin.read() if question == STANDARD_INPUT else question
     if not text.strip():
         raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
-    if len(words) == 1 and not (library or file) and question != STANDARD_INPUT and os.path.exists(question):  # noqa: PTH110 - Path's raises for what is too long for a name
-        raise UsageError(f"{question} is there as a file or folder: give the question about it as the last argument")
     named = list(dict.fromkeys(library or []))
+    if not (books or named or file) and _is_there(question):
+        raise UsageError(f"{question} is there as a file or folder: give the question about it as the last argument")
     if not (books or named) and (precompute or explain or depth is not None):
         raise UsageError(
             "--precompute, --explain and --depth are about books: name one before the question, or a --library"
@@ -119,6 +120,10 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
             output.emit({**_document(reply, chunks), **more}, "")
         elif explain:
             output.console.print(explanation(reply.sources))
+
+
+def _is_there(question: str) -> bool:
+    return question != STANDARD_INPUT and os.path.exists(question)  # noqa: PTH110 - Path's raises for a long text
 
 
 @dataclass(frozen=True)
@@ -171,11 +176,7 @@ def _opened(loom: Loom, books: list[Path], output: Output, progress: ProgressVie
     from kvloom.cli.chat import Stop, cancel_on_interrupt
     from kvloom.session.libraries import adhoc_name
 
-    for book in books:
-        if not book.expanduser().exists():
-            raise ContentError(
-                f"{book}: no such file or folder; all but the last argument are books, so put a question in quotes"
-            )
+    check_there(books, "; all but the last argument are books, so put a question in quotes")
     library, stop = loom.library(adhoc_name(books)), Stop()
     with cancel_on_interrupt(stop):
         updated = library.add(books, progress, stop.is_cancelled)

@@ -19,6 +19,7 @@ from kvloom.cli.library_view import (
     library_view,
     updated_lines,
 )
+from kvloom.cli.long_text import check_there
 from kvloom.cli.options import HOME, Options, takes
 from kvloom.cli.registry import did_you_mean
 from kvloom.errors import ContentError, UsageError
@@ -108,9 +109,7 @@ def add(
     """
     from kvloom.config import create_home
 
-    for path in paths:
-        if not path.expanduser().exists():
-            raise ContentError(f"{path}: no such file or folder")
+    check_there(paths)
     home = libraries_of(options)
     is_new = not home.has(name)
     create_home(options.paths)

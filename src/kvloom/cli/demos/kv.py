@@ -166,7 +166,7 @@ def _lessons(report: KvReport) -> list[str]:
     first, again, moved, edited = report.steps[0], report.steps[1], report.steps[-2], report.steps[-1]
     # With --fidelity exact, and where a model's KV cannot be placed, it is computed again.
     is_placed = moved.computed_tokens < moved.prompt_tokens // 2
-    moving = "rotated to its new place and not computed again" if is_placed else "computed again, as this mode asks"
+    moving = "rotated to its new place and not computed again" if is_placed else "computed again"
     return [
         f"KV of a text is computed once ({amounts.seconds(first.ttft_s)} for {amounts.tokens(first.computed_tokens)} "
         f"tokens); a later question computes itself alone ({amounts.tokens(again.computed_tokens)} tokens, "

@@ -183,8 +183,7 @@ async def list_documents(
 async def remove_document(
     library: LibraryPath, document: DocumentPath, request: Request, model: ModelName = None
 ) -> Response:
-    """A document out of a library. A file of a folder that the command line added comes back
-    with its next `refresh`."""
+    """A document out of a library; a file of a folder that the command line added comes back with its `refresh`."""
     await _used(request, library, model, lambda it: _remove(it, document))
     return answer(RemovedDocument(library=library, name=document))
 
