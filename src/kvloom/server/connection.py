@@ -16,6 +16,9 @@ from kvloom.server.wire import json_bytes
 
 MAX_EARLY_BYTES = 64 * 1024
 """Of the requests behind one that is being answered so much is read ahead; the rest waits in the system's buffers."""
+LINGER_S = 1.0
+"""What a refused client still sends is read and thrown away for so long: a socket that is closed with bytes unread is
+reset by the system, and the client may lose the answer that says why (RFC 9112, section 9.6)."""
 
 
 class Connection(H11Protocol):
@@ -27,6 +30,7 @@ class Connection(H11Protocol):
     head_patience_s: float
 
     _waiting: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -34,9 +38,13 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering is not None:
+            return
         super().data_received(data)
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MAX_EARLY_BYTES:
             # uvicorn stops reading here until the reply has ended, and would not notice that the client leaves.
@@ -78,17 +86,30 @@ class Connection(H11Protocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer, where an answer has not begun already, and close: what comes next cannot be told apart."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json_bytes(error.body)
-            headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-            reason = HTTPStatus(error.status).phrase.encode()
-            events = (
-                h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            )
-            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
-        self.transport.close()
+        before = self.conn.our_state
+        if before not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        body = json_bytes(error.body)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        reason = HTTPStatus(error.status).phrase.encode()
+        events = (
+            h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        if before is h11.IDLE and self.transport.can_write_eof():
+            self._leave()
+        else:
+            self.transport.close()  # a reply is being made for a client that cannot be followed any more
+
+    def _leave(self) -> None:
+        """Say that nothing more comes, and close when the client has seen it, or soon."""
+        self._unwatch()
+        self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
+        self.flow.resume_reading()
+        self.transport.write_eof()
 
 
 def connections(head_patience_s: float) -> type[Connection]:

@@ -30,6 +30,13 @@ def rest_of(raw: socket.socket) -> bytes:
     return got
 
 
+def send_for(raw: socket.socket, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        raw.sendall(b"x" * 1024)
+        time.sleep(0.01)  # a client that drips, not one that floods
+
+
 def answer_of(got: bytes) -> tuple[int, dict[str, Any]]:
     head, _, body = got.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)["error"]
@@ -113,6 +120,23 @@ def test_half_a_head_is_given_up_after_its_time_however_it_drips() -> None:
                 raw.sendall(b"x-a: b\r\n")
         raw.settimeout(PATIENCE_S)
         assert answer_of(got + rest_of(raw))[0] == 408
+
+
+def test_a_client_that_sends_on_still_gets_to_read_why_it_is_refused() -> None:
+    with live(ScriptedBackend()) as server, socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.settimeout(PATIENCE_S)
+        raw.sendall(b"GET /\r\n\r\n")
+        got = raw.recv(1)
+        for _ in range(20):  # bytes that nobody reads would have the system reset the connection, and its answer lost
+            raw.sendall(b"x" * 1024)
+        assert answer_of(got + rest_of(raw))[0] == 400
+
+
+def test_a_client_that_sends_on_and_on_is_left_after_a_while() -> None:
+    with live(ScriptedBackend()) as server, socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(b"GET /\r\n\r\n")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_for(raw, PATIENCE_S)
 
 
 def test_a_connection_that_says_nothing_is_closed_and_one_that_is_answered_is_not() -> None:
