@@ -4,7 +4,7 @@ off       the rows as they are
 lossless  f16: the high bytes (sign, exponent, two bits of mantissa) with zstd, the low bytes as they are, which are
           noise (0.99 with zstd); quantized rows: zstd over all
 q8_0      whitened (see `lowbit`), 8 bits a value: lossy
-low4      whitened, 4 bits a value: lossy
+low4      whitened, in steps of which a value takes 4 to 5 bits behind zstd: lossy
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from enum import Enum
 import numpy as np
 
 from kvloom.kv import lowbit
+from kvloom.kv.packing import Blocks, Packing, Steps
 from kvloom.kv.quantize import RowCaster
 from kvloom.types import KVLayout, KVRows, KVType, RopeSpec, U8Array
 
@@ -44,10 +45,12 @@ class Codec(Enum):
 
     @property
     def is_lossy(self) -> bool:
-        return self in _PACKED_TYPE
+        return self in _PACKINGS
 
 
-_PACKED_TYPE = {Codec.Q8_0: KVType.Q8_0, Codec.LOW4: KVType.Q4_0}
+_PACKINGS: dict[Codec, Packing] = {Codec.Q8_0: Blocks(KVType.Q8_0), Codec.LOW4: Steps(k=0.12, v=0.265)}
+"""What `low4` loses is K's more than V's: at one size of file, this part between them moves the output least. Finer
+steps of both would pass 0.3 of f16's size (docs/formats.md)."""
 
 
 class PayloadError(ValueError):
@@ -74,12 +77,13 @@ class RowsShape:
 def encode(rows: KVRows, codec: Codec, rope: RopeSpec | None = None, caster: RowCaster | None = None) -> EncodedRows:
     """Compress `rows` as `codec` says, or less where it cannot be done.
 
-    A lossy codec needs the rows' `rope` and f16 rows, else it becomes lossless; a lossless one that gains less than
-    `MIN_GAIN` becomes off, which shares `rows.data`.
+    A lossy codec needs the rows' `rope` and finite f16 rows, else it becomes lossless; a lossless one that gains less
+    than `MIN_GAIN` becomes off, which shares `rows.data`.
     """
     if codec.is_lossy and rope is not None and lowbit.applies_to(rows.layout) and rows.num_tokens:
-        packed = lowbit.pack(rows, _PACKED_TYPE[codec], rope, caster)
-        return EncodedRows(codec, np.frombuffer(zstd.compress(packed.data, ZSTD_LEVEL), np.uint8))
+        packed = lowbit.pack(rows, _PACKINGS[codec], rope, caster)
+        if packed is not None:
+            return EncodedRows(codec, np.frombuffer(zstd.compress(packed.data, ZSTD_LEVEL), np.uint8))
     if codec is not Codec.OFF:
         payload = _compress(rows)
         if payload.size <= rows.nbytes * (1 - MIN_GAIN):
@@ -101,10 +105,10 @@ def decode(
             return _decompress(encoded.payload, shape)
         if rope is None:
             raise PayloadError(f"rows in {encoded.codec.value} cannot be decoded without their RoPE")
-        kv_type = _PACKED_TYPE[encoded.codec]
-        packed = _expand(encoded.payload, lowbit.payload_bytes(shape.layout, shape.num_tokens, kv_type))
+        packing = _PACKINGS[encoded.codec]
+        packed = _expand(encoded.payload, lowbit.payload_bytes(shape.layout, shape.num_tokens, packing))
         like = (shape.layout, shape.num_tokens, shape.first_position)
-        return lowbit.unpack(packed, kv_type, like, rope, caster)
+        return lowbit.unpack(packed, packing, like, rope, caster)
     except PayloadError:
         raise
     except ValueError as exc:

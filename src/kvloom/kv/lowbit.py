@@ -1,10 +1,10 @@
-"""Lossy packing of f16 rows for storage: whitened first, then q8_0 or q4_0. Knows no files and no devices.
+"""Lossy packing of f16 rows for storage: whitened first, then to few bits (`packing`). Knows no files and no devices.
 
-RoPE spreads each K channel's large, steady mean over a circle, which a block quantizer then pays for in every value. So
+RoPE spreads each K channel's large, steady mean over a circle, which a quantizer then pays for in every value. So
 K is turned back to position 0, the mean of every channel is kept apart in f16, and what is left is spread evenly
 by a Walsh–Hadamard turn within each head before it is quantized. V takes the same way without RoPE.
 
-Payload before zstd: the means (f16, all layers' K, then all layers' V), then the blocks (all layers' K, then V).
+Payload before zstd: the means (f16, all layers' K, then all layers' V), then the packed planes (all K, then all V).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from kvloom.kv import hadamard
+from kvloom.kv.packing import Packing
 from kvloom.kv.quantize import BLOCK_VALUES, NumpyRowCaster, RowCaster
 from kvloom.kv.rotate import multiply_heads
 from kvloom.types import F32Array, KVLayout, KVRows, KVType, LayerRope, RopePairing, RopeSpec, U8Array
@@ -32,6 +33,7 @@ def applies_to(layout: KVLayout) -> bool:
 class _Plane:
     """The K or V rows of one layer: how they are shaped, where they lie in the rows and in the payload."""
 
+    is_k: bool
     num_heads: int
     head_dim: int
     rope: LayerRope | None
@@ -44,15 +46,15 @@ class _Plane:
         return self.num_heads * self.head_dim
 
 
-def payload_bytes(layout: KVLayout, num_tokens: int, kv_type: KVType) -> int:
+def payload_bytes(layout: KVLayout, num_tokens: int, packing: Packing) -> int:
     """Bytes of the payload before zstd."""
-    return _planes(layout, None, num_tokens, kv_type)[1]
+    return _planes(layout, None, num_tokens, packing)[1]
 
 
-def pack(rows: KVRows, kv_type: KVType, rope: RopeSpec, caster: RowCaster | None = None) -> U8Array:
-    """`rows` (see `applies_to`) as a payload of blocks of `kv_type`."""
+def pack(rows: KVRows, packing: Packing, rope: RopeSpec, caster: RowCaster | None = None) -> U8Array | None:
+    """`rows` (one at least; see `applies_to`) as a payload; None where a value is infinite or none."""
     caster = caster or NumpyRowCaster()
-    planes, size = _planes(rows.layout, rope, rows.num_tokens, kv_type)
+    planes, size = _planes(rows.layout, rope, rows.num_tokens, packing)
     turns = _Turns(rows.first_position, rows.num_tokens)
     out = np.empty(size, np.uint8)
     for plane in planes:
@@ -60,19 +62,21 @@ def pack(rows: KVRows, kv_type: KVType, rope: RopeSpec, caster: RowCaster | None
         caster.to_f32(KVType.F16, rows.data[plane.rows], values.reshape(-1))
         if plane.rope is not None:
             turns.turn(values, plane, plane.rope, backwards=True)
-        mean = values.mean(axis=0, dtype=np.float64).astype(np.float16) if rows.num_tokens else np.zeros(0, np.float16)
-        out[plane.mean] = mean.view(np.uint8) if rows.num_tokens else 0
-        if rows.num_tokens:
-            values -= mean
-        flat = np.empty(values.size, np.float32)
-        multiply_heads(values.reshape(-1), _hadamard(plane.head_dim), flat)
-        caster.from_f32(kv_type, flat, out[plane.packed])
+        with np.errstate(invalid="ignore"):
+            mean = values.mean(axis=0, dtype=np.float64).astype(np.float16)
+        if not np.isfinite(mean).all():
+            return None
+        out[plane.mean] = mean.view(np.uint8)
+        values -= mean
+        turned = np.empty_like(values)
+        multiply_heads(values.reshape(-1), _hadamard(plane.head_dim), turned.reshape(-1))
+        packing.pack(turned, out[plane.packed], caster, is_k=plane.is_k)
     return out
 
 
 def unpack(
     payload: U8Array,
-    kv_type: KVType,
+    packing: Packing,
     like: tuple[KVLayout, int, int],
     rope: RopeSpec,
     caster: RowCaster | None = None,
@@ -83,16 +87,16 @@ def unpack(
     """
     layout, num_tokens, first_position = like
     caster = caster or NumpyRowCaster()
-    planes, size = _planes(layout, rope, num_tokens, kv_type)
+    planes, size = _planes(layout, rope, num_tokens, packing)
     if payload.size != size:
-        raise ValueError(f"{num_tokens} tokens packed in {kv_type.value} take {size} bytes, got {payload.size}")
+        raise ValueError(f"{num_tokens} tokens packed as {packing} take {size} bytes, got {payload.size}")
     turns = _Turns(first_position, num_tokens)
     data = np.empty(layout.token_bytes * num_tokens, np.uint8)
     for plane in planes:
-        flat = np.empty(num_tokens * plane.row_values, np.float32)
-        caster.to_f32(kv_type, payload[plane.packed], flat)
-        values = np.empty((num_tokens, plane.row_values), np.float32)
-        multiply_heads(flat, _hadamard(plane.head_dim), values.reshape(-1))
+        turned = np.empty((num_tokens, plane.row_values), np.float32)
+        packing.unpack(payload[plane.packed], turned, caster)
+        values = np.empty_like(turned)
+        multiply_heads(turned.reshape(-1), _hadamard(plane.head_dim), values.reshape(-1))
         values += payload[plane.mean].view(np.float16)
         if plane.rope is not None:
             turns.turn(values, plane, plane.rope, backwards=False)
@@ -100,7 +104,7 @@ def unpack(
     return KVRows(layout, num_tokens, first_position, data)
 
 
-def _planes(layout: KVLayout, rope: RopeSpec | None, num_tokens: int, kv_type: KVType) -> tuple[list[_Plane], int]:
+def _planes(layout: KVLayout, rope: RopeSpec | None, num_tokens: int, packing: Packing) -> tuple[list[_Plane], int]:
     """All layers' K, then all layers' V; and the size of the payload."""
     ropes: list[LayerRope | None] = list(rope.layers) if rope is not None else [None] * layout.num_layers
     shapes = [(s.num_heads, s.k_head_dim, r) for s, r in zip(layout.layers, ropes, strict=True)]
@@ -108,15 +112,15 @@ def _planes(layout: KVLayout, rope: RopeSpec | None, num_tokens: int, kv_type: K
     row_at = mean_at = 0
     packed_at = sum(2 * heads * dim for heads, dim, _ in shapes)
     planes = []
-    for heads, dim, layer_rope in shapes:
+    for number, (heads, dim, layer_rope) in enumerate(shapes):
         row_bytes, mean_bytes = 2 * heads * dim * num_tokens, 2 * heads * dim
-        packed_bytes = kv_type.row_bytes(heads * dim) * num_tokens
+        packed_bytes = packing.num_bytes(num_tokens, heads * dim)
         where = (
             slice(row_at, row_at + row_bytes),
             slice(mean_at, mean_at + mean_bytes),
             slice(packed_at, packed_at + packed_bytes),
         )
-        planes.append(_Plane(heads, dim, layer_rope, *where))
+        planes.append(_Plane(number < layout.num_layers, heads, dim, layer_rope, *where))
         row_at, mean_at, packed_at = where[0].stop, where[1].stop, where[2].stop
     return planes, packed_at
 

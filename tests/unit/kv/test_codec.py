@@ -13,9 +13,10 @@ from kvloom.types import KVLayout, KVRows, KVType, LayerRope, LayerShape, RopePa
 from tests.unit.kv.rows import CASTER, frequencies, layout_of, random_rows, rope_of
 
 LOSSY = [Codec.Q8_0, Codec.LOW4]
-MAX_ERROR = {Codec.Q8_0: 0.008, Codec.LOW4: 0.11}
-"""Relative error of normally distributed values: half a step of a block whose largest value is about 2.2 sigma."""
-SIZE = {Codec.Q8_0: 0.54, Codec.LOW4: 0.285}
+MAX_ERROR = {Codec.Q8_0: 0.008, Codec.LOW4: 0.065}
+"""Relative error of normally distributed values: of steps, their root mean square over the square root of 12."""
+SIZE = {Codec.Q8_0: 0.54, Codec.LOW4: 0.315}
+"""K and V of so few layers share a block of zstd, which codes both alike; of a real model it is 0.28 to 0.30."""
 
 
 def shape_of(rows: KVRows) -> RowsShape:
@@ -79,6 +80,29 @@ def test_lossy_codecs_stay_within_their_error_and_size(codec: Codec, name: str, 
     assert 0 < error <= MAX_ERROR[codec]
 
 
+def test_rows_far_larger_than_the_others_cost_only_their_own_precision(rng: np.random.Generator) -> None:
+    """As the first token's rows are in many models."""
+    layout = layout_of()
+    rope = rope_of(layout)
+    rows = k_like_rows(layout, rope, 200, rng)
+    values = rows.data.view(np.float16).reshape(-1, 128)
+    values[:: rows.num_tokens] *= np.float16(100)  # the first token's rows, K and V, of every layer
+    again = decode(encode(rows, Codec.LOW4, rope), shape_of(rows), rope)
+    error = np.abs(again.data.view(np.float16).astype(np.float64).reshape(-1, 128) - values)
+    is_large = np.arange(len(values)) % rows.num_tokens == 0
+    assert np.sqrt((error[is_large] ** 2).mean()) <= 100 * MAX_ERROR[Codec.LOW4]
+    assert np.sqrt((error[~is_large] ** 2).mean()) <= 0.7
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_rows_of_zeros_come_back_as_zeros(codec: Codec) -> None:
+    layout = layout_of()
+    rows = KVRows(layout, 5, 0, np.zeros(layout.token_bytes * 5, np.uint8))
+    encoded = encode(rows, codec, rope_of(layout))
+    assert encoded.codec is codec
+    assert not decode(encoded, shape_of(rows), rope_of(layout)).data.view(np.float16).any()
+
+
 def test_whitening_beats_plain_q4_on_rows_with_large_means_by_far(rng: np.random.Generator) -> None:
     layout = layout_of()
     rope = rope_of(layout)
@@ -90,6 +114,20 @@ def test_whitening_beats_plain_q4_on_rows_with_large_means_by_far(rng: np.random
     plain = np.empty_like(values)
     CASTER.to_f32(KVType.Q4_0, plain_bytes, plain)
     assert ours < 0.4 * float(np.sqrt(((plain - values) ** 2).mean()))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("codec", LOSSY)
+def test_rows_that_are_not_finite_are_stored_to_the_bit(codec: Codec, value: float, rng: np.random.Generator) -> None:
+    layout = layout_of()
+    rows = random_rows(layout, 20, rng)
+    for place in (3, -5):  # in K, in V
+        data = rows.data.copy()
+        data.view(np.float16)[[place, place - 1]] = value, -value
+        broken = KVRows(layout, 20, rows.first_position, data)
+        encoded = encode(broken, codec, rope_of(layout))
+        assert not encoded.codec.is_lossy
+        assert np.array_equal(decode(encoded, shape_of(broken)).data, data)
 
 
 @pytest.mark.parametrize("codec", LOSSY)
