@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kvloom.session.loom import Loom
 
 PEER = "llama.cpp server"
-BLEND_BUDGET = 0.03
+BLEND_BUDGET = 0.04
 CONTEXT = 4096
 DEPTH = RecallSettings().depth
 """Passages with each question, as many as a library gives by itself."""
