@@ -114,7 +114,7 @@ class RecallSettings(_Group):
     )
     depth: int = Field(2, ge=1, le=256, description="most passages to a question")
     compression: Literal["off", "lossless", "q8_0", "low4"] | None = Field(
-        None, description="how passages are packed on disk; low4 takes a quarter; default: disk_compression"
+        None, description="how passages are packed on disk; low4 takes 0.3 of off; default: disk_compression"
     )
     coverage: float = Field(
         0.2,

@@ -20,6 +20,9 @@ from kvloom.kv.quantize import BLOCK_VALUES, NumpyRowCaster, RowCaster
 from kvloom.kv.rotate import multiply_heads
 from kvloom.types import F32Array, KVLayout, KVRows, KVType, LayerRope, RopePairing, RopeSpec, U8Array
 
+MOST_F16 = 65504.0
+"""A value next to it must not come back as infinite."""
+
 
 def applies_to(layout: KVLayout) -> bool:
     """Whether rows of this layout can be packed: f16 on the device, rows of whole blocks."""
@@ -60,9 +63,9 @@ def pack(rows: KVRows, packing: Packing, rope: RopeSpec, caster: RowCaster | Non
     for plane in planes:
         values = np.empty((rows.num_tokens, plane.row_values), np.float32)
         caster.to_f32(KVType.F16, rows.data[plane.rows], values.reshape(-1))
-        if plane.rope is not None:
-            turns.turn(values, plane, plane.rope, backwards=True)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite: looked at below
+            if plane.rope is not None:
+                turns.turn(values, plane, plane.rope, backwards=True)
             mean = values.mean(axis=0, dtype=np.float64).astype(np.float16)
         if not np.isfinite(mean).all():
             return None
@@ -70,7 +73,8 @@ def pack(rows: KVRows, packing: Packing, rope: RopeSpec, caster: RowCaster | Non
         values -= mean
         turned = np.empty_like(values)
         multiply_heads(values.reshape(-1), _hadamard(plane.head_dim), turned.reshape(-1))
-        packing.pack(turned, out[plane.packed], caster, is_k=plane.is_k)
+        shape = (rows.num_tokens, plane.num_heads, plane.head_dim)
+        packing.pack(turned.reshape(shape), out[plane.packed], caster, is_k=plane.is_k)
     return out
 
 
@@ -83,7 +87,7 @@ def unpack(
 ) -> KVRows:
     """The rows of a payload made by `pack`; `like` is (layout, num_tokens, first_position).
 
-    Raises ValueError when the payload's size does not fit.
+    Raises ValueError when the payload's size does not fit, or holds what no pack has written.
     """
     layout, num_tokens, first_position = like
     caster = caster or NumpyRowCaster()
@@ -94,12 +98,13 @@ def unpack(
     data = np.empty(layout.token_bytes * num_tokens, np.uint8)
     for plane in planes:
         turned = np.empty((num_tokens, plane.row_values), np.float32)
-        packing.unpack(payload[plane.packed], turned, caster)
+        packing.unpack(payload[plane.packed], turned.reshape(num_tokens, plane.num_heads, plane.head_dim), caster)
         values = np.empty_like(turned)
         multiply_heads(turned.reshape(-1), _hadamard(plane.head_dim), values.reshape(-1))
         values += payload[plane.mean].view(np.float16)
         if plane.rope is not None:
             turns.turn(values, plane, plane.rope, backwards=False)
+        np.clip(values, -MOST_F16, MOST_F16, out=values)
         caster.from_f32(KVType.F16, values.reshape(-1), data[plane.rows])
     return KVRows(layout, num_tokens, first_position, data)
 
@@ -114,7 +119,7 @@ def _planes(layout: KVLayout, rope: RopeSpec | None, num_tokens: int, packing: P
     planes = []
     for number, (heads, dim, layer_rope) in enumerate(shapes):
         row_bytes, mean_bytes = 2 * heads * dim * num_tokens, 2 * heads * dim
-        packed_bytes = packing.num_bytes(num_tokens, heads * dim)
+        packed_bytes = packing.num_bytes((num_tokens, heads, dim))
         where = (
             slice(row_at, row_at + row_bytes),
             slice(mean_at, mean_at + mean_bytes),

@@ -66,7 +66,7 @@ class Fitted:
         if not said:
             said.append("turns that had come back were put in order")
         return (
-            f"{self.operation}: {', '.join(said)}; /ledger lists what is not in the prompt, /undo twice takes it back"
+            f"{self.operation}: {', '.join(said)}; the ledger lists what is not in the prompt, undo twice takes it back"
         )
 
 
@@ -159,7 +159,7 @@ class Budget:
             raise ContextOverflowError(
                 f"maximum context length is {window} tokens: {used} in use + {num_question} for the "
                 f"question + {max_tokens or 1} for the reply = {needed}; switch chunks off, clear turns, shorten it, "
-                f"or raise the context to {needed} or more (/context size, --context)",
+                f"or raise the context to {needed} or more",
                 num_needed_tokens=needed,
                 num_window_tokens=window,
             )

@@ -241,7 +241,7 @@ class MemoryGuard:
             session.resize(max(target, session.manifest.num_tokens + min(256, before // 8)))
         except KvloomError as error:
             return f"{which} stays at {before} tokens: {error}"
-        return f"{which} went from {before} to {session.window} tokens{said}; /undo takes it back"
+        return f"{which} went from {before} to {session.window} tokens{said}; undo takes it back"
 
     def _release(self, device: str, crossing: Crossing, done: _Done) -> None:
         """Snapshots without inference, then the cells; those of a reply under way stay until its end."""

@@ -117,7 +117,7 @@ class Retrieval:
         notices = []
         for name in manifest.libraries:
             if not self._loom.has_library(name):
-                notices.append(f"library {name} is not in this home any more: /recall off, or add its files again")
+                notices.append(f"library {name} is not in this home any more: add its files again, or turn recall off")
                 continue
             try:
                 library = self._loom.library(name)

@@ -329,7 +329,7 @@ class Session(SessionWindow, SessionStates, SessionViews, SessionLibraries):
     def _in_context(self, ref: str) -> ChunkId:
         chunk = self.loom._resolve_among(ref, self.manifest)
         if chunk not in self.manifest.chunk_ids:
-            raise ChunkError(f"{ref} is not in this context; /activate {ref} (or /load its file) brings it in")
+            raise ChunkError(f"{ref} is not in this context: load its file or activate it to bring it in")
         return chunk
 
 

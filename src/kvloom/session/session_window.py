@@ -65,7 +65,7 @@ class SessionWindow:
             if wanted < least:
                 raise UsageError(
                     f"a window of {wanted} tokens cannot hold the {used} in use and a reply: give {least} or more, or "
-                    "make the context smaller first (/context compress, /deactivate, /clear)"
+                    "make the context smaller first (compress it, switch chunks off, clear turns)"
                 )
             self.loom.ensure_window(wanted)
             self._desk.snapshot_before("resize")

@@ -83,7 +83,7 @@ class Snapshotter:
         """The newest one. Raises SnapshotError where there is none."""
         known = self._store.of(self._history.id)
         if not known:
-            raise SnapshotError("this session has no snapshot yet; /context snapshot takes one")
+            raise SnapshotError("this session has no snapshot yet; take one first")
         return known[0]
 
     def delete(self, record: SnapshotRecord) -> None:

@@ -56,7 +56,7 @@ class Watch:
         if settings.background and self._compression.begin():
             return (
                 f"the context holds {used} of {limit} tokens: older turns are being summed up in the background "
-                "(/ledger lists them then, /undo takes it back)",
+                "(the ledger lists them then, undo takes it back)",
             )
         return ()
 
