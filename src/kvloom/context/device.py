@@ -199,7 +199,7 @@ class Device:
             if not idle:
                 raise EngineMemoryError(
                     f"{num_tokens} more tokens need as many cells, and {self.num_free_cells(kept)} of "
-                    f"{self.engine.num_cells} are free; switch chunks off, /clear, or open with a larger --context"
+                    f"{self.engine.num_cells} are free; switch chunks off, clear turns, or open with a larger context"
                 )
             self.release(min(idle, key=lambda h: h.used))
 

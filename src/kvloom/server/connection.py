@@ -6,6 +6,7 @@ Knows HTTP/1.1 as h11 reads it; no route and no request's body.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from http import HTTPStatus
 
 import h11
@@ -19,6 +20,8 @@ MAX_EARLY_BYTES = 64 * 1024
 LINGER_S = 1.0
 """What a refused client still sends is read and thrown away for so long: a socket that is closed with bytes unread is
 reset by the system, and the client may lose the answer that says why (RFC 9112, section 9.6)."""
+MAX_LINGER_BYTES = 1024 * 1024
+"""Who sends more than this meanwhile does not read."""
 
 
 class Connection(H11Protocol):
@@ -31,6 +34,7 @@ class Connection(H11Protocol):
 
     _waiting: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None
+    _num_ignored_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -44,6 +48,9 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._lingering is not None:
+            self._num_ignored_bytes += len(data)
+            if self._num_ignored_bytes > MAX_LINGER_BYTES:
+                self.transport.close()
             return
         super().data_received(data)
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MAX_EARLY_BYTES:
@@ -93,23 +100,30 @@ class Connection(H11Protocol):
         body = json_bytes(error.body)
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         reason = HTTPStatus(error.status).phrase.encode()
-        events = (
+        events: list[h11.Event] = [
             h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason),
             h11.Data(data=body),
             h11.EndOfMessage(),
-        )
+        ]
+        if before is h11.SEND_RESPONSE:
+            # The reply that is being made has nobody to go to.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.scope["method"] == "HEAD":
+                del events[1]
         self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
-        if before is h11.IDLE and self.transport.can_write_eof():
-            self._leave()
-        else:
-            self.transport.close()  # a reply is being made for a client that cannot be followed any more
+        self._leave()
 
     def _leave(self) -> None:
         """Say that nothing more comes, and close when the client has seen it, or soon."""
         self._unwatch()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
         self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
         self.flow.resume_reading()
-        self.transport.write_eof()
+        with suppress(OSError):  # it has gone
+            self.transport.write_eof()
 
 
 def connections(head_patience_s: float) -> type[Connection]:

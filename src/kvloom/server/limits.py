@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sized
+from contextlib import suppress
 from http import HTTPStatus
 from itertools import islice
 from typing import Any
@@ -18,6 +19,8 @@ from kvloom.server.wire import send_error
 
 MIN_BYTES_PER_S = 1024
 """Of a body, on average, behind the first seconds of patience: any line is faster."""
+LINGER_S = 1.0
+"""The rest of a refused body is read and thrown away for so long (see `connection`)."""
 
 
 class LimitMiddleware:
@@ -36,7 +39,7 @@ class LimitMiddleware:
         try:
             self._check_headers(scope)
         except ApiError as error:
-            await send_error(error, scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
         limit = _Body(receive, self._max_body_bytes, self._patience_s)
         started = False
@@ -51,7 +54,7 @@ class LimitMiddleware:
         except BodyRefusedError as error:
             if started:
                 raise
-            await send_error(error.answer, scope, receive, send)
+            await _refuse(error.answer, scope, receive, send, body_is_whole=limit.is_whole)
 
     def _check_headers(self, scope: Scope) -> None:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope.get("raw_path") or b"")
@@ -70,6 +73,23 @@ class LimitMiddleware:
             raise too_large(self._max_body_bytes)
 
 
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send, *, body_is_whole: bool = False) -> None:
+    """Answer, then end the reply when the body has come or the client has left: it is to read the answer first."""
+
+    async def send_late(message: Message) -> None:
+        if message["type"] != "http.response.body" or message.get("more_body", False):
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
+
+    await send_error(error, scope, receive, send if body_is_whole else send_late)
+
+
 class BodyRefusedError(Exception):
     """Raised out of `receive`: nothing that reads the body may take it for the client's leaving."""
 
@@ -84,11 +104,11 @@ class _Body:
         self._max_bytes = max_bytes
         self._patience_s = patience_s
         self._num_bytes = 0
-        self._is_whole = False
+        self.is_whole = False
         self._began_s = time.monotonic()
 
     async def receive(self) -> Message:
-        if self._is_whole:
+        if self.is_whole:
             return await self._receive()
         try:
             message = await asyncio.wait_for(self._receive(), self._patience_s)
@@ -96,7 +116,7 @@ class _Body:
             raise BodyRefusedError(too_slow(self._patience_s)) from None
         if message["type"] == "http.request":
             self._check_rate()
-            self._is_whole = not message.get("more_body", False)
+            self.is_whole = not message.get("more_body", False)
             self._num_bytes += len(message.get("body", b""))
             if self._num_bytes > self._max_bytes:
                 raise BodyRefusedError(too_large(self._max_bytes))

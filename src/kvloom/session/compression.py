@@ -237,7 +237,7 @@ class Compression:
             raise CompressionError(
                 f"nothing to compress: of {len(turns)} turns that may be, the newest {recent} ({num_tokens} tokens) "
                 f"are kept word for word; the window is {window} tokens. The strategy summarize takes all but the "
-                "newest turn; /clear takes turns out as they are"
+                "newest turn; clearing takes turns out as they are"
             )
         budget = 0
         if chosen != "truncate" and old:

@@ -79,7 +79,7 @@ def test_the_window_grows_and_shrinks_and_undo_takes_it_back(kvloom: Kvloom) -> 
         ("compress --strategy", "takes one of hybrid"),
         ("compress --strategy=hybird", "did you mean hybrid"),
         ("compress now", "takes --dry-run and --strategy"),
-        ("restore", "no snapshot yet; take one first"),
+        ("restore", "/context snapshot takes one"),
         ("restore nosuch", "no snapshot 'nosuch'"),
         ("delete nosuch", "no snapshot 'nosuch'"),
         ("delete", "takes one snapshot"),

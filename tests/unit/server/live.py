@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from kvloom.config import ServerSettings
-from kvloom.server.run import DrainingServer, listen, uvicorn_config
+from kvloom.server.run import DrainingServer, listen, new_loop, uvicorn_config
 from tests.unit.server.scripted import ScriptedBackend, app_over
 
 PATIENCE_S = 20.0
@@ -34,7 +34,8 @@ class Live:
 
     def _run(self, bound: socket.socket) -> None:
         try:
-            asyncio.run(self.server.serve_on(bound))
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(self.server.serve_on(bound))
         finally:
             self.ended.set()
 

@@ -132,6 +132,46 @@ def test_a_client_that_sends_on_still_gets_to_read_why_it_is_refused() -> None:
         assert answer_of(got + rest_of(raw))[0] == 400
 
 
+@pytest.mark.parametrize("said", ["content-length: 64000000", "transfer-encoding: chunked"])
+def test_a_client_that_sends_too_large_a_body_gets_to_read_that_it_is(said: str) -> None:
+    with (
+        live(ScriptedBackend(), max_body_bytes=100_000) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as raw,
+    ):
+        raw.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{said}\r\n\r\n".encode())
+        for _ in range(4):  # on its way before the answer is read, as of a client that sends first and reads then
+            raw.sendall(b"f4240\r\n" + b"x" * 1_000_000 + b"\r\n")
+        raw.shutdown(socket.SHUT_WR)
+        status, error = answer_of(rest_of(raw))
+        assert (status, error["code"]) == (413, "request_too_large")
+
+
+def test_a_broken_body_ends_the_reply_that_was_being_made_and_says_so() -> None:
+    head = b"HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
+    with live(ScriptedBackend()) as server:
+        status, error = answer_of(exchanged(server, b"POST /v1/completions " + head))
+        assert (status, error["code"]) == (400, "invalid_http")
+
+
+def test_a_broken_request_of_a_head_alone_is_answered_with_a_head(caplog: pytest.LogCaptureFixture) -> None:
+    head = b"HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
+    with live(ScriptedBackend()) as server:
+        got = exchanged(server, b"HEAD /v1/completions " + head)
+    assert got.startswith(b"HTTP/1.1 400 ")
+    assert got.endswith(b"\r\n\r\n")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_client_that_floods_is_not_read_for_long() -> None:
+    with live(ScriptedBackend()) as server, socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.settimeout(PATIENCE_S)
+        raw.sendall(b"GET /\r\n\r\n")
+        began = time.monotonic()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            raw.sendall(b"x" * 50_000_000)
+        assert time.monotonic() - began < PATIENCE_S
+
+
 def test_a_client_that_sends_on_and_on_is_left_after_a_while() -> None:
     with live(ScriptedBackend()) as server, socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(b"GET /\r\n\r\n")

@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from kvloom.config import ServerSettings
+from kvloom.server.limits import LimitMiddleware
 from tests.unit.server.scripted import Script, ScriptedBackend, app_over, chat, client_of, scripted
 
 pytestmark = pytest.mark.anyio
@@ -77,12 +80,8 @@ async def test_a_body_that_is_not_sent_as_json_is_refused() -> None:
 
 @pytest.mark.parametrize("says", ["the truth", "nothing", "too little"])
 async def test_a_body_is_refused_once_it_has_grown_too_large(says: str) -> None:
-    sent = 0
-
     async def parts() -> AsyncIterator[bytes]:
-        nonlocal sent
         for _ in range(1000):
-            sent += 1024
             yield b"x" * 1024
 
     headers = (
@@ -93,7 +92,30 @@ async def test_a_body_is_refused_once_it_has_grown_too_large(says: str) -> None:
         answer = await client.send(request)
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "request_too_large"
-    assert sent <= 16 * 1024
+
+
+async def test_what_is_too_large_is_refused_before_the_rest_of_it_has_come() -> None:
+    num_received, at_answer = 0, None
+
+    async def receive() -> Message:
+        nonlocal num_received
+        num_received += 1
+        return {"type": "http.request", "body": b"x" * 1024, "more_body": num_received < 1000}
+
+    async def send(message: Message) -> None:
+        nonlocal at_answer
+        if message["type"] == "http.response.start":
+            assert message["status"] == 413
+            at_answer = num_received
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    limited = LimitMiddleware(app, ServerSettings(max_body_bytes=8192))
+    await limited({"type": "http", "headers": [], "method": "POST"}, receive, send)
+    assert at_answer == 9
+    assert num_received == 1000  # what still comes is read and thrown away, so that the client reads its answer
 
 
 async def test_ten_megabytes_of_text_are_refused() -> None:
