@@ -48,7 +48,7 @@ OTHER_VARIABLES = ("KVLOOM_HOME", "KVLOOM_CONFIG", "KVLOOM_MODELS", "KVLOOM_DEBU
 
 
 class DiskCompression(Enum):
-    """How entries are packed on disk. `Q8_0` and `LOW4` (about 4 bits a value) lose precision: never a default."""
+    """How entries are packed on disk. `Q8_0` and `LOW4` (4 to 5 bits a value) lose precision: never a default."""
 
     OFF = "off"
     LOSSLESS = "lossless"
