@@ -171,6 +171,10 @@ class NothingToUndoError(SessionError):
     """There is no earlier manifest in the session's log."""
 
 
+class NothingFoundError(SessionError):
+    """The libraries have nothing relevant to a question that was only to be answered from them."""
+
+
 class SnapshotError(SessionError):
     """A snapshot cannot be used: damaged, or written by a newer version."""
 

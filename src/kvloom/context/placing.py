@@ -1,12 +1,14 @@
-"""Puts a question's passages into a manifest: what stands stays where it is, what is new fills the holes.
+"""Puts a question's passages into a manifest, in the order given: what stands so already stays where it is.
 
 Pure: a manifest in, the next one out. Knows no index and no tier.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from kvloom.context.manifest import Manifest, Slot, SlotKind, Tokens
 from kvloom.types import ALONE, ChunkId, Fidelity
@@ -32,49 +34,82 @@ def standing(manifest: Manifest) -> tuple[ChunkId, ...]:
 
 
 def with_passages(manifest: Manifest, passages: Sequence[Passage]) -> Manifest:
-    """The manifest with these passages, and none of an earlier question's beside them.
+    """The manifest with these passages in this order, and none of an earlier question's beside them.
 
-    In splice nothing that stays moves where the new ones fit between it; what fits nowhere comes behind the block, in
-    the order given. So does everything in exact and blend, which have no holes: what stands before is still computed
-    behind the same.
+    In splice those that stand in this order stay where they are and the others go into the holes between them, or all
+    of them are placed anew, whichever moves fewer tokens. In exact and blend, which have no holes, all that stands
+    stays, and new ones come behind the block: what stands before is still computed behind the same.
     """
-    wanted = {passage.ref for passage in passages}
-    leaving = {str(chunk) for chunk in standing(manifest) if chunk not in wanted}
-    kept = manifest.without(leaving) if leaving else manifest
-    here = set(kept.chunk_ids)
-    fresh = [passage for passage in passages if passage.ref not in here]
-    if not leaving and not fresh:
+    brought = standing(manifest)
+    own = set(manifest.chunk_ids).difference(brought)
+    ordered = [passage for passage in passages if passage.ref not in own]
+    refs = [passage.ref for passage in ordered]
+    has_holes = manifest.fidelity is Fidelity.SPLICE
+    staying = _in_order(brought, refs) if has_holes else set(brought).intersection(refs)
+    if len(staying) == len(brought) == len(refs):
         return manifest
+    placed = _placed(manifest, ordered, staying)
+    if not has_holes or not staying:
+        return placed
+    return min(placed, _placed(manifest, ordered, set()), key=lambda way: _num_moved_tokens(manifest, way))
+
+
+def _placed(manifest: Manifest, ordered: Sequence[Passage], staying: set[ChunkId]) -> Manifest:
+    """With all of `ordered`, in this order; of what an earlier question brought, `staying` does not move by itself."""
+    refs = [passage.ref for passage in ordered]
+    kept = manifest.without({str(chunk) for chunk in standing(manifest) if chunk not in staying})
     head = [slot for slot in kept.slots if slot.kind is SlotKind.HEAD]
     block = list(kept.chunks)
-    if kept.fidelity is Fidelity.SPLICE:
-        # The largest first: small ones find a hole nearly everywhere.
-        by_size = sorted(fresh, key=lambda one: (-one.num_tokens, one.ref))
-        filled = {passage.ref for passage in by_size if _fill(kept, block, passage)}
-        fresh = [passage for passage in fresh if passage.ref not in filled]
-    for passage in fresh:
-        block += _slots(kept, passage, max((slot.stop for slot in (*head, *block)), default=0))
-    brought = {*kept.passages, *wanted - here}
+    for number, passage in enumerate(ordered):
+        if passage.ref not in staying:
+            after, before = refs[:number], staying.intersection(refs[number + 1 :])
+            index, position = _place_for(kept, block, passage.num_tokens, after, before)
+            block[index:index] = _slots(kept, passage, position)
     known = {*(slot.ref for slot in block), *(chunk for slot in kept.turns for chunk in slot.seen)}
-    remembered = tuple(sorted(chunk for chunk in brought if chunk in known))
+    remembered = tuple(sorted({*kept.passages, *refs} & known))
     return replace(kept, slots=(*head, *block, *kept.turns), passages=remembered).settled()
 
 
-def _fill(manifest: Manifest, block: list[Slot], passage: Passage) -> bool:
-    """Into the smallest hole of the block, or between it and the turns, that holds it; whether there was one."""
-    start = max((slot.stop for slot in manifest.slots if slot.kind is SlotKind.HEAD), default=0)
-    turns = [slot.position for slot in manifest.turns if slot.active]
-    holes: list[tuple[int, int, int]] = []  # room, index, position
-    for index, slot in enumerate(block):
-        holes.append((slot.position - start, index, start))
-        start = max(start, slot.stop)
-    if turns:
-        holes.append((min(turns) - start, len(block), start))
-    best = min((hole for hole in holes if hole[0] >= passage.num_tokens), default=None)
-    if best is None:
-        return False
-    block[best[1] : best[1]] = _slots(manifest, passage, best[2])
-    return True
+def _num_moved_tokens(before: Manifest, after: Manifest) -> int:
+    """Tokens that stand elsewhere than before."""
+    stood = {(slot.ref, slot.part): slot.position for slot in before.active}
+    return sum(
+        slot.num_tokens for slot in after.active if stood.get((slot.ref, slot.part), slot.position) != slot.position
+    )
+
+
+def _in_order(standing: Sequence[ChunkId], wanted: Sequence[ChunkId]) -> set[ChunkId]:
+    """As many as can be of those that stand in the order in which they are wanted."""
+    place = {ref: number for number, ref in enumerate(standing)}
+    nothing: list[ChunkId] = []
+    chains: list[list[ChunkId]] = []
+    for ref in wanted:
+        if ref in place:
+            longest = max([nothing, *(one for one in chains if place[one[-1]] < place[ref])], key=len)
+            chains.append([*longest, ref])
+    longest = max([nothing, *chains], key=len)
+    return set(longest)
+
+
+def _place_for(
+    manifest: Manifest, block: Sequence[Slot], num_tokens: int, after: Sequence[ChunkId], before: set[ChunkId]
+) -> tuple[int, int]:
+    """Index in the block and position: the first hole behind `after` and before `before` that holds so many tokens.
+
+    Where there is none, the end of that range: what stands behind it makes room.
+    """
+    low = max((index + 1 for index, slot in enumerate(block) if slot.ref in after), default=0)
+    high = min((index for index, slot in enumerate(block) if slot.ref in before), default=len(block))
+    if manifest.fidelity is not Fidelity.SPLICE:
+        low = high = len(block)
+    stops = [0, *(slot.stop for slot in manifest.slots if slot.kind is SlotKind.HEAD)]
+    starts = list(accumulate((slot.stop for slot in block), max, initial=max(stops)))
+    turns = min((slot.position for slot in manifest.turns if slot.active), default=sys.maxsize)
+    ends = [*(slot.position for slot in block), turns]
+    for index in range(low, high + 1):
+        if ends[index] - starts[index] >= num_tokens:
+            return index, starts[index]
+    return high, starts[high]
 
 
 def _slots(manifest: Manifest, passage: Passage, position: int) -> list[Slot]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvloom.context.manifest import Manifest
 from kvloom.context.placing import with_passages
-from kvloom.errors import ContextOverflowError, NothingToUndoError
+from kvloom.errors import ContextOverflowError, NothingFoundError, NothingToUndoError
 from kvloom.session.budget import Budget, Fitted
 from kvloom.session.desk import Desk
 from kvloom.session.history import TurnRecord
@@ -131,6 +131,8 @@ class Asking:
         self._desk.cancel.clear()
         self._get_ready()
         retrieved = self._retrieved(text, manifest, options.max_tokens)
+        if options.must_find and not retrieved.sources:
+            raise NothingFoundError("; ".join(retrieved.notices) or "no library is attached, or recall is off")
         manifest = retrieved.manifest
         fitted = self._fit(text, manifest, options.max_tokens)
         try:

@@ -32,6 +32,7 @@ class ReplyOptions:
     min_p: float | None = None
     repeat_penalty: float | None = None
     keep_partial: bool = False
+    must_find: bool = False
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """What was asked for; `defaults` where nothing was."""

@@ -75,7 +75,9 @@ class Retrieval:
         hits, notices = self._search(self._asked(text, manifest), manifest)
         if not hits:
             named = ", ".join(manifest.libraries)
-            silent = () if notices else (f"nothing relevant found in {named}: the reply knows no passage of it",)
+            silent = (
+                () if notices else (f"nothing relevant found in {named}: no passage of it could be read for an answer",)
+            )
             return Retrieved(with_passages(manifest, ()), (), (*notices, *silent))
         found = self._found(hits, manifest)
         free = self._free(manifest, max_tokens, num_question_tokens)
@@ -88,9 +90,8 @@ class Retrieval:
             )
         for one in chosen:
             self._keep(one)
-        # As a reader would meet them: neighbours stand beside each other.
-        in_order = sorted(chosen, key=lambda one: (one.hit.library, one.hit.found.document, one.hit.lines))
-        after = with_passages(manifest, [one.passage for one in in_order])
+        # The best one last, nearest to the question: there it is read best (docs/decisions/libraries.md).
+        after = with_passages(manifest, [one.passage for one in reversed(chosen)])
         return Retrieved(after, tuple(self._source(one, after) for one in chosen), tuple(notices))
 
     # -- searching ----------------------------------------------------------------------------------------------

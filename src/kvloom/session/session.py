@@ -259,9 +259,10 @@ class Session(SessionWindow, SessionStates, SessionViews, SessionLibraries):
     ) -> ReplyStream:
         """The reply to `text`, delta by delta. `temperature` 0 is greedy; None takes the settings', then the model's.
 
-        More options: top_k, top_p, min_p, repeat_penalty, keep_partial. The first `next()` raises ContextOverflowError
-        with the numbers, before any work, if the question does not fit. CancelledError when cancelled (the context is
-        as before; with `keep_partial` the reply ends with finish_reason "cancelled" and is kept).
+        More options: top_k, top_p, min_p, repeat_penalty, keep_partial, must_find. The first `next()` raises
+        ContextOverflowError with the numbers, before any work, if the question does not fit, and with `must_find`
+        NothingFoundError where the attached libraries have nothing relevant. CancelledError when cancelled (the context
+        is as before; with `keep_partial` the reply ends with finish_reason "cancelled" and is kept).
         """
         chosen = ReplyOptions.make(stop, max_tokens=max_tokens, temperature=temperature, seed=seed, **options)
         self._desk.check_open()

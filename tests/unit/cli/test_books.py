@@ -91,7 +91,16 @@ def test_precompute_computes_every_passage_once(kvloom: Kvloom, book: Path) -> N
 
 
 def test_nothing_relevant_is_said(kvloom: Kvloom, book: Path) -> None:
-    ran = kvloom("ask", book, "Xylophone quasar zeppelin?", *SHORT, "--explain")
+    for more in ([], ["--explain"], ["--json"]):
+        ran = kvloom("ask", book, "Xylophone quasar zeppelin?", *SHORT, *more)
+        assert (ran.code, ran.out) == (1, "")  # the model alone would make an answer up
+        assert "nothing relevant found in book.md~" in ran.err
+
+
+def test_a_file_that_is_given_whole_may_answer_what_the_books_do_not(
+    kvloom: Kvloom, book: Path, files: list[Path]
+) -> None:
+    ran = kvloom("ask", book, "Xylophone quasar zeppelin?", "-f", files[0], *SHORT, "--explain")
     assert ran.code == 0
     assert "nothing relevant found in book.md~" in ran.out
     assert "no passage was chosen" in ran.out

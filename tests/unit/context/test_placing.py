@@ -1,4 +1,4 @@
-"""Passages in a manifest: what stays does not move, what is new fills holes, nothing of an earlier question is left."""
+"""Passages in a manifest: in the order given, in holes, and nothing of an earlier question is left."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ def test_each_question_has_its_passages_and_no_others(
         assert set(manifest.active_chunk_ids) == {*(own(n) for n in range(num_own)), *(one.ref for one in passages)}
         assert all(one.stop <= other.position for one, other in pairwise(manifest.active))
         if fidelity is Fidelity.SPLICE:
-            stayed = [ref for ref in places(before) if ref in places(manifest) and not ref.startswith("turn")]
-            assert {ref: places(before)[ref] for ref in stayed} == {ref: places(manifest)[ref] for ref in stayed}
+            assert standing(manifest) == tuple(one.ref for one in passages)
         else:
             assert not manifest.num_hole_tokens
+        for number in range(num_own):
+            assert places(before)[f"{own(number)}/0"] == places(manifest)[f"{own(number)}/0"]
         assert [slot.ref for slot in manifest.turns] == [f"turn{number}" for number in range(turn)]
         assert Manifest.decode(manifest.encode(), _loader(manifest)) == manifest
         manifest = manifest.with_turn(tokens(500 + turn, 25), f"turn{turn}")
@@ -73,16 +74,34 @@ def _loader(manifest: Manifest) -> Callable[[str], tuple[int, ...]]:
 
 def test_a_passage_of_the_same_size_takes_the_hole_and_no_turn_moves() -> None:
     first = asked(session(), [passage(1, 50), passage(2, 60)], 0)
-    second = with_passages(first, [passage(2, 60), passage(3, 50)])
+    second = with_passages(first, [passage(3, 50), passage(2, 60)])
     assert places(second)[f"{passage(3, 50).ref}/0"] == places(first)[f"{passage(1, 50).ref}/0"]
     assert places(second)["turn0/0"] == places(first)["turn0/0"]
     assert second.span == first.span
 
 
-def test_the_smallest_hole_that_holds_it_is_taken() -> None:
+def test_what_stands_in_order_stays_and_what_is_new_goes_between() -> None:
     first = asked(session(), [passage(1, 80), passage(2, 60), passage(3, 40), passage(4, 10)], 0)
-    second = with_passages(first, [passage(2, 60), passage(4, 10), passage(5, 35)])
+    second = with_passages(first, [passage(2, 60), passage(5, 35), passage(4, 10)])
     assert places(second)[f"{passage(5, 35).ref}/0"] == places(first)[f"{passage(3, 40).ref}/0"]
+    stayed = [f"{passage(2, 60).ref}/0", f"{passage(4, 10).ref}/0", "turn0/0"]
+    assert [places(second)[ref] for ref in stayed] == [places(first)[ref] for ref in stayed]
+
+
+def test_two_change_places() -> None:
+    first = asked(session(), [passage(1, 50), passage(2, 50)], 0)
+    second = with_passages(first, [passage(2, 50), passage(1, 50)])
+    assert standing(second) == (passage(2, 50).ref, passage(1, 50).ref)
+
+
+def test_passages_are_placed_anew_where_else_many_turns_would_move() -> None:
+    manifest = asked(session(), [passage(1, 50), passage(2, 60)], 0)
+    for turn in range(1, 9):
+        manifest = asked(manifest, [passage(1, 50), passage(2, 60)], turn)
+    after = with_passages(manifest, [passage(2, 60), passage(1, 50)])
+    assert standing(after) == (passage(2, 60).ref, passage(1, 50).ref)
+    assert places(after)["turn0/0"] == places(manifest)["turn0/0"]
+    assert after.span == manifest.span
 
 
 def test_what_fits_in_no_hole_moves_the_turns_and_nothing_else() -> None:

@@ -72,7 +72,13 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
         typer.Option("--max-tokens", metavar="N", parser=num_tokens(1), help="Longest reply, in tokens."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, metavar="T", help="0 always takes the likeliest token.")
+        float | None,
+        typer.Option(
+            "--temperature",
+            min=0,
+            metavar="T",
+            help="0 always takes the likeliest token, and is the default where none is set.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Same seed, same reply.")] = None,
 ) -> None:
@@ -110,7 +116,13 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
             chunks = [session.load(path) for path in file or []]
             if libraries:
                 session.attach(*libraries)
-            reply = _stream(session, text, screen, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            if temperature is None and loom.settings.sampling.temperature is None:
+                temperature = 0.0  # the model's own is for talk: drawn so, an answer from a text is another each time
+            # Without a text at hand the model would make an answer up.
+            must_find = bool(libraries) and not chunks
+            reply = _stream(
+                session, text, screen, max_tokens=max_tokens, temperature=temperature, seed=seed, must_find=must_find
+            )
         finally:
             # One question is no conversation: what stays is the KV of the files.
             loom.delete_session(session.id)
