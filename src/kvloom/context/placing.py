@@ -1,4 +1,4 @@
-"""Puts a question's passages into a manifest, in the order given: what stands so already stays where it is.
+"""Puts a question's passages into a manifest, in the order given, with as little moved as that takes.
 
 Pure: a manifest in, the next one out. Knows no index and no tier.
 """
@@ -36,20 +36,22 @@ def standing(manifest: Manifest) -> tuple[ChunkId, ...]:
 def with_passages(manifest: Manifest, passages: Sequence[Passage]) -> Manifest:
     """The manifest with these passages in this order, and none of an earlier question's beside them.
 
-    In splice those that stand in this order stay where they are and the others go into the holes between them, or all
-    of them are placed anew, whichever moves fewer tokens. In exact and blend, which have no holes, all that stands
-    stays, and new ones come behind the block: what stands before is still computed behind the same.
+    Those that stand in this order stay, and the others go between them, into holes where there are any; or all of them
+    are placed anew, whichever moves fewer tokens. In exact all that stands stays, and new ones come behind the block:
+    what stands before is still computed behind the same.
     """
-    brought = standing(manifest)
+    brought, active = standing(manifest), set(manifest.active_chunk_ids)
     own = set(manifest.chunk_ids).difference(brought)
     ordered = [passage for passage in passages if passage.ref not in own]
     refs = [passage.ref for passage in ordered]
-    has_holes = manifest.fidelity is Fidelity.SPLICE
-    staying = _in_order(brought, refs) if has_holes else set(brought).intersection(refs)
+    # One that a policy switched off is placed again, as if it were new.
+    seen = [chunk for chunk in brought if chunk in active]
+    is_exact = manifest.fidelity is Fidelity.EXACT
+    staying = set(seen).intersection(refs) if is_exact else _in_order(seen, refs)
     if len(staying) == len(brought) == len(refs):
         return manifest
     placed = _placed(manifest, ordered, staying)
-    if not has_holes or not staying:
+    if is_exact or not staying:
         return placed
     return min(placed, _placed(manifest, ordered, set()), key=lambda way: _num_moved_tokens(manifest, way))
 
@@ -62,7 +64,7 @@ def _placed(manifest: Manifest, ordered: Sequence[Passage], staying: set[ChunkId
     block = list(kept.chunks)
     for number, passage in enumerate(ordered):
         if passage.ref not in staying:
-            after, before = refs[:number], staying.intersection(refs[number + 1 :])
+            after, before = set(refs[:number]), staying.intersection(refs[number + 1 :])
             index, position = _place_for(kept, block, passage.num_tokens, after, before)
             block[index:index] = _slots(kept, passage, position)
     known = {*(slot.ref for slot in block), *(chunk for slot in kept.turns for chunk in slot.seen)}
@@ -92,7 +94,7 @@ def _in_order(standing: Sequence[ChunkId], wanted: Sequence[ChunkId]) -> set[Chu
 
 
 def _place_for(
-    manifest: Manifest, block: Sequence[Slot], num_tokens: int, after: Sequence[ChunkId], before: set[ChunkId]
+    manifest: Manifest, block: Sequence[Slot], num_tokens: int, after: set[ChunkId], before: set[ChunkId]
 ) -> tuple[int, int]:
     """Index in the block and position: the first hole behind `after` and before `before` that holds so many tokens.
 
@@ -100,7 +102,7 @@ def _place_for(
     """
     low = max((index + 1 for index, slot in enumerate(block) if slot.ref in after), default=0)
     high = min((index for index, slot in enumerate(block) if slot.ref in before), default=len(block))
-    if manifest.fidelity is not Fidelity.SPLICE:
+    if manifest.fidelity is Fidelity.EXACT:
         low = high = len(block)
     stops = [0, *(slot.stop for slot in manifest.slots if slot.kind is SlotKind.HEAD)]
     starts = list(accumulate((slot.stop for slot in block), max, initial=max(stops)))

@@ -29,6 +29,7 @@ SPLICE_NOTICE = (
     "{mode}: chunks are placed from KV computed on their own, so replies may differ slightly from a full prefill "
     "(kvloom bench fidelity measures it; fidelity exact avoids it)"
 )
+NOTHING_AT_HAND = "no passage could be read: no library is attached, recall is off, or the window has no room for one"
 
 
 class Asking:
@@ -131,10 +132,10 @@ class Asking:
         self._desk.cancel.clear()
         self._get_ready()
         retrieved = self._retrieved(text, manifest, options.max_tokens)
-        if options.must_find and not retrieved.sources:
-            raise NothingFoundError("; ".join(retrieved.notices) or "no library is attached, or recall is off")
         manifest = retrieved.manifest
         fitted = self._fit(text, manifest, options.max_tokens)
+        if options.must_find and not retrieved.sources_in(fitted.question.manifest):
+            raise NothingFoundError("; ".join(retrieved.notices) or NOTHING_AT_HAND)
         try:
             done = yield from self._run(operation, fitted, options, progress)
         except ContextOverflowError:

@@ -17,7 +17,7 @@ from kvloom.errors import KvloomError
 from kvloom.index import is_follow_up
 from kvloom.session.status import coldest
 from kvloom.session.values import Source
-from kvloom.types import ALONE, ChunkId, TierName
+from kvloom.types import ALONE, ChunkId, Fidelity, TierName
 
 if TYPE_CHECKING:
     from kvloom.session.budget import Budget
@@ -90,8 +90,7 @@ class Retrieval:
             )
         for one in chosen:
             self._keep(one)
-        # The best one last, nearest to the question: there it is read best (docs/decisions/libraries.md).
-        after = with_passages(manifest, [one.passage for one in reversed(chosen)])
+        after = with_passages(manifest, [one.passage for one in self._in_order(chosen, manifest)])
         return Retrieved(after, tuple(self._source(one, after) for one in chosen), tuple(notices))
 
     # -- searching ----------------------------------------------------------------------------------------------
@@ -169,6 +168,16 @@ class Retrieval:
             candidates, room = [best], free
         by_ref = {one.passage.ref: one for one in found}
         return [by_ref[one.ref] for one in choose(candidates, room, settings.depth)]
+
+    @staticmethod
+    def _in_order(chosen: list[_Found], manifest: Manifest) -> list[_Found]:
+        """The best one last, nearest to the question: there it is read best (docs/decisions/libraries.md).
+
+        In exact as a reader would meet them, whatever the question: so what is found together again was computed so.
+        """
+        if manifest.fidelity is Fidelity.EXACT:
+            return sorted(chosen, key=lambda one: (one.hit.library, one.hit.found.document, one.hit.lines))
+        return chosen[::-1]
 
     def _free(self, manifest: Manifest, max_tokens: int | None, num_question_tokens: int) -> int:
         """Tokens that what must stay leaves of the window."""

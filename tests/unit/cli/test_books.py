@@ -97,6 +97,17 @@ def test_nothing_relevant_is_said(kvloom: Kvloom, book: Path) -> None:
         assert "nothing relevant found in book.md~" in ran.err
 
 
+def test_the_same_question_has_the_same_answer_where_nobody_says_how_to_draw(
+    kvloom: Kvloom, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers() -> set[str]:
+        return {kvloom("ask", book, QUESTION, "--json").document["text"] for _ in range(3)}
+
+    assert len(answers()) == 1
+    monkeypatch.setenv("KVLOOM_SAMPLING__TEMPERATURE", "2")
+    assert len(answers()) > 1
+
+
 def test_a_file_that_is_given_whole_may_answer_what_the_books_do_not(
     kvloom: Kvloom, book: Path, files: list[Path]
 ) -> None:

@@ -13,8 +13,10 @@ from kvloom.context.manifest import Tokens
 from kvloom.engine.fake import FakeEngine
 from kvloom.errors import (
     ContentError,
+    ContextOverflowError,
     EngineUnsupportedError,
     LoomClosedError,
+    NothingFoundError,
     PurgeIncompleteError,
     StoreError,
     UsageError,
@@ -61,9 +63,13 @@ def loom(tmp_path: Path) -> Iterator[Loom]:
 
 @pytest.fixture
 def chat(loom: Loom, book: Path) -> Session:
+    return reading(loom, book)
+
+
+def reading(loom: Loom, book: Path, fidelity: Fidelity | None = None) -> Session:
     library = loom.library("books")
     library.add(book)
-    session = loom.session()
+    session = loom.session(fidelity=fidelity)
     session.attach(library)
     return session
 
@@ -111,6 +117,51 @@ def test_the_same_question_again_computes_nothing_but_itself(chat: Session) -> N
     assert again.sources[0].tier is TierName.DEVICE
     assert again.usage.computed_tokens <= QUESTION_TOKENS
     assert again.usage.loaded_tokens == 0
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Iterator[Loom]:
+    """A window for two passages."""
+    with fake_loom(tmp_path / "wide", context=16384) as opened:
+        yield opened
+
+
+SWAPPING = ("lighthouse keeper Varnholm, grey geese", "lighthouse keeper, grey geese Oldenmoor")
+
+
+@pytest.mark.parametrize("fidelity", [Fidelity.SPLICE, Fidelity.BLEND])
+def test_the_best_passage_stands_last_whatever_stood_there_before(wide: Loom, book: Path, fidelity: Fidelity) -> None:
+    chat, num_swapped = reading(wide, book, fidelity), 0
+    for question in (*SWAPPING, KEEPER, *SWAPPING):
+        before = chat.manifest.active_chunk_ids
+        reply = ask(chat, question)
+        assert chat.manifest.active_chunk_ids == tuple(source.chunk for source in reversed(reply.sources))
+        num_swapped += set(before) == set(chat.manifest.active_chunk_ids) and before != chat.manifest.active_chunk_ids
+    assert num_swapped
+
+
+def test_in_exact_passages_stand_as_a_reader_would_meet_them(wide: Loom, book: Path) -> None:
+    for question in SWAPPING:
+        chat = reading(wide, book, Fidelity.EXACT)
+        reply = ask(chat, question)
+        assert len(reply.sources) == 2
+        by_line = sorted(reply.sources, key=lambda source: source.first_line)
+        assert chat.manifest.active_chunk_ids == tuple(source.chunk for source in by_line)
+    assert reply.usage.computed_tokens <= QUESTION_TOKENS  # found together in another session, and another order
+
+
+def test_who_must_find_is_not_answered_without_a_passage(chat: Session) -> None:
+    ask(chat)
+    before = chat.manifest
+    with pytest.raises(NothingFoundError, match="nothing relevant found in books"):
+        chat.generate("Xylophone quasar zeppelin?", max_tokens=4, must_find=True)
+    assert chat.manifest == before
+    assert chat.generate(GEESE, max_tokens=4, must_find=True).sources
+    with pytest.raises(ContextOverflowError):
+        chat.generate("goose " * 4000, max_tokens=4, must_find=True)
+    chat.set_recall(False)
+    with pytest.raises(NothingFoundError, match="recall is off"):
+        chat.generate(GEESE, max_tokens=4, must_find=True)
 
 
 def test_nothing_relevant_is_said_and_nothing_is_activated(chat: Session) -> None:

@@ -77,7 +77,7 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
             "--temperature",
             min=0,
             metavar="T",
-            help="0 always takes the likeliest token, and is the default where none is set.",
+            help="0 always takes the likeliest token, and is the default of models that are loaded here.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Same seed, same reply.")] = None,
@@ -116,8 +116,10 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
             chunks = [session.load(path) for path in file or []]
             if libraries:
                 session.attach(*libraries)
-            if temperature is None and loom.settings.sampling.temperature is None:
-                temperature = 0.0  # the model's own is for talk: drawn so, an answer from a text is another each time
+            # The model's own is for talk: drawn so, an answer from a text is another each time. A remote one may not
+            # take any.
+            if temperature is None and loom.settings.sampling.temperature is None and loom.status().kv_type:
+                temperature = 0.0
             # Without a text at hand the model would make an answer up.
             must_find = bool(libraries) and not chunks
             reply = _stream(
