@@ -218,8 +218,7 @@ def test_the_picker_filters_previews_restores_and_leaves(start: Start) -> None:
     watched.until(lambda screen: "Esc leaves" in screen)
     child.send("\x03")
     watched.until(lambda screen: "Esc leaves" not in screen and "nothing was changed" in screen)
-    child.sendline("/context show whales")
-    watched.until(lambda screen: "[1] > question about whales" in screen)
+    say(child, "/context show whales", "question about whales")
     assert leave(child) == 0
 
 
