@@ -170,14 +170,16 @@ def check_sums(run: Run, num_kills: int, min_open: int) -> None:
     story, limit = run.story(), TIERS[run.tier].tokens_per_hour or 0
     charged, num_open = run.charged()
     least, most = story.charged_between()
+    num_ahead = len(story.left & set(run.heard.whole))
     print(
-        f"{sum(run.heard.statuses.values())} requests {dict(run.heard.statuses)}, open at the kills: {story.left_open};"
-        f" charged {charged:,} of {limit:,} tokens, within {least:,} and {most:,}"
+        f"{sum(run.heard.statuses.values())} requests {dict(run.heard.statuses)}, open at the kills: {story.left_open},"
+        f" {num_ahead} of them heard to the end; charged {charged:,} of {limit:,} tokens, within {least:,} and {most:,}"
     )
     assert num_open == 0
     assert least <= charged <= most
-    # Each client asks for one reply at a time: who had none open at a kill may have been asking, or ending one.
-    num_uncertain = sum(run.num_clients - left for left in story.left_open)
+    # Each client asks for one reply at a time: who had none open at a kill may have been asking, or ending one. So may
+    # those who had heard the whole of one that the server had not settled yet.
+    num_uncertain = sum(run.num_clients - left for left in story.left_open) + num_ahead
     assert most - least <= num_uncertain * max(story.asked.values()), "only what was under way at a kill is uncertain"
     assert charged <= limit
     assert story.refused, "it has to ask for more than there is"

@@ -38,6 +38,8 @@ class Story:
     wants: dict[str, int] = field(default_factory=dict)
     settled: Counter[str] = field(default_factory=Counter)
     left_open: list[int] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+    """Those that were open at a kill, by request id."""
 
     @classmethod
     def of(cls, log: Path) -> Story:
@@ -47,6 +49,7 @@ class Story:
             verb, *words = line.split()
             if verb == "starts":
                 story.left_open += [len(open_now)] if open_now else []
+                story.left |= open_now
                 open_now.clear()
             elif verb == "asks":
                 story.asked[words[0]] = int(words[1])
