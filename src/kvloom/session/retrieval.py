@@ -76,7 +76,9 @@ class Retrieval:
         if not hits:
             named = ", ".join(manifest.libraries)
             silent = (
-                () if notices else (f"nothing relevant found in {named}: no passage of it could be read for an answer",)
+                ()
+                if notices
+                else (f"nothing relevant found in {named}: ask in the words and the language of its texts",)
             )
             return Retrieved(with_passages(manifest, ()), (), (*notices, *silent))
         found = self._found(hits, manifest)
