@@ -80,9 +80,9 @@ def _num_moved_tokens(before: Manifest, after: Manifest) -> int:
     )
 
 
-def _in_order(standing: Sequence[ChunkId], wanted: Sequence[ChunkId]) -> set[ChunkId]:
+def _in_order(seen: Sequence[ChunkId], wanted: Sequence[ChunkId]) -> set[ChunkId]:
     """As many as can be of those that stand in the order in which they are wanted."""
-    place = {ref: number for number, ref in enumerate(standing)}
+    place = {ref: number for number, ref in enumerate(seen)}
     nothing: list[ChunkId] = []
     chains: list[list[ChunkId]] = []
     for ref in wanted:

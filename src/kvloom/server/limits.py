@@ -14,13 +14,12 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvloom.config import ServerSettings
+from kvloom.server.connection import LINGER_S
 from kvloom.server.errors import ApiError, invalid_value
 from kvloom.server.wire import send_error
 
 MIN_BYTES_PER_S = 1024
 """Of a body, on average, behind the first seconds of patience: any line is faster."""
-LINGER_S = 1.0
-"""The rest of a refused body is read and thrown away for so long (see `connection`)."""
 
 
 class LimitMiddleware:

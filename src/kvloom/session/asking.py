@@ -30,6 +30,7 @@ SPLICE_NOTICE = (
     "(kvloom bench fidelity measures it; fidelity exact avoids it)"
 )
 NOTHING_AT_HAND = "no passage could be read: no library is attached, recall is off, or the window has no room for one"
+WHAT_HELPS = "the model was not asked; ask in the words and the language of the texts"
 
 
 class Asking:
@@ -133,16 +134,14 @@ class Asking:
         self._get_ready()
         retrieved = self._retrieved(text, manifest, options.max_tokens)
         manifest = retrieved.manifest
-        fitted = self._fit(text, manifest, options.max_tokens)
-        if options.must_find and not retrieved.sources_in(fitted.question.manifest):
-            raise NothingFoundError("; ".join(retrieved.notices) or NOTHING_AT_HAND)
+        fitted = self._fit_found(text, retrieved, options)
         try:
             done = yield from self._run(operation, fitted, options, progress)
         except ContextOverflowError:
             if self._loom.counts_exactly or self._budget.policy_name(manifest) == "stop":
                 raise
             # An endpoint counts more than was estimated. The estimate has learned that; nothing was said yet.
-            fitted = self._fit(text, manifest, options.max_tokens)
+            fitted = self._fit_found(text, retrieved, options)
             done = yield from self._run(operation, fitted, options, progress)
         sampled = done.sampled
         sources = retrieved.sources_in(self._desk.manifest)  # before a compression that the turn sets off
@@ -193,6 +192,13 @@ class Asking:
 
     def _fit(self, text: str, manifest: Manifest, max_tokens: int | None) -> Fitted:
         return self._budget.fit(text, manifest, max_tokens, self.question, self.before_overflow)
+
+    def _fit_found(self, text: str, retrieved: Retrieved, options: ReplyOptions) -> Fitted:
+        """Raises NothingFoundError where a passage must be found and none is left."""
+        fitted = self._fit(text, retrieved.manifest, options.max_tokens)
+        if options.must_find and not retrieved.sources_in(fitted.question.manifest):
+            raise NothingFoundError(f"{'; '.join(retrieved.notices) or NOTHING_AT_HAND}; {WHAT_HELPS}")
+        return fitted
 
     def _notices(self) -> tuple[str, ...]:
         manifest = self._desk.manifest

@@ -74,13 +74,9 @@ class Retrieval:
             return Retrieved(with_passages(manifest, ()))
         hits, notices = self._search(self._asked(text, manifest), manifest)
         if not hits:
-            named = ", ".join(manifest.libraries)
-            silent = (
-                ()
-                if notices
-                else (f"nothing relevant found in {named}: ask in the words and the language of its texts",)
-            )
-            return Retrieved(with_passages(manifest, ()), (), (*notices, *silent))
+            if not notices:
+                notices.append(f"nothing relevant found in {', '.join(manifest.libraries)}: no passage was read")
+            return Retrieved(with_passages(manifest, ()), (), tuple(notices))
         found = self._found(hits, manifest)
         free = self._free(manifest, max_tokens, num_question_tokens)
         chosen = self._chosen(found, manifest, free)
