@@ -160,7 +160,7 @@ def test_who_must_find_is_not_answered_without_a_passage(chat: Session) -> None:
     with pytest.raises(ContextOverflowError):
         chat.generate("goose " * 4000, max_tokens=4, must_find=True)
     chat.set_recall(False)
-    with pytest.raises(NothingFoundError, match="recall is off.*the model was not asked"):
+    with pytest.raises(NothingFoundError, match=r"recall is off.*the model was not asked"):
         chat.generate(GEESE, max_tokens=4, must_find=True)
 
 
