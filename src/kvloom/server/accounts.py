@@ -65,7 +65,12 @@ CREATE TABLE time (
 INSERT INTO time VALUES (1, 0)
 """
 
-MIGRATIONS = (_V1,)
+_V2 = """
+ALTER TABLE time ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+ALTER TABLE time ADD COLUMN ahead_us INTEGER NOT NULL DEFAULT 0
+"""
+
+MIGRATIONS = (_V1, _V2)
 """`user_version` counts those that were applied. A migration is never changed after a release, only added."""
 
 

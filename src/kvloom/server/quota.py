@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from kvloom.config import QuotaTier
 from kvloom.errors import AccountError, ConfigError, QuotaExceededError, UsageError
 from kvloom.server.accounts import Accounts
-from kvloom.server.clock import SteadyClock
+from kvloom.server.clock import Mark, SteadyClock
 from kvloom.server.holders import Holder
 from kvloom.server.keys import ApiKey, KeyId
 from kvloom.server.quota_windows import (
@@ -147,11 +147,10 @@ class QuotaLedger:
         return tier
 
     def _now_us(self, db: sqlite3.Connection) -> int:
-        """The ledger's time, and the mark below which it never falls again, whoever writes next."""
-        (latest_us,) = db.execute("SELECT latest_us FROM time").fetchone()
-        now_us = self._clock.now_us(latest_us)
-        db.execute("UPDATE time SET latest_us = ?", (now_us,))
-        return now_us
+        """The ledger's time, one for all processes, and the mark below which it never falls again."""
+        mark = self._clock.after(Mark(*db.execute("SELECT latest_us, boot, ahead_us FROM time").fetchone()))
+        db.execute("UPDATE time SET latest_us = ?, boot = ?, ahead_us = ?", (mark.latest_us, mark.boot, mark.ahead_us))
+        return mark.latest_us
 
     def _reserve(self, key: ApiKey, tier: QuotaTier, num_tokens: int) -> Reservation:
         with self.accounts.transaction() as db:

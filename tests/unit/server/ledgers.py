@@ -19,11 +19,12 @@ LONGEST_LATE_US = {HOUR_US: 10 * 10**6, DAY_US: 240 * 10**6}
 
 
 class FakeTime:
-    """The machine's two clocks. `pass_us` lets time pass, `set_wall_us` sets the wall clock alone."""
+    """The machine's two clocks. `pass_us` lets time pass, `wall_offset_us` sets the wall clock alone."""
 
     def __init__(self, start_us: int = 1_800_000_000 * 10**6) -> None:
         self.true_us = start_us
         self.wall_offset_us = 0
+        self.booted_us = start_us
 
     def pass_us(self, us: int) -> None:
         self.true_us += us
@@ -31,9 +32,18 @@ class FakeTime:
     def pass_s(self, seconds: float) -> None:
         self.pass_us(round(seconds * 10**6))
 
+    def boot(self) -> None:
+        """The machine starts again: what counts the time that passes begins at nothing."""
+        self.booted_us = self.true_us
+
     def clock(self) -> SteadyClock:
         """As a process that starts now sees it."""
-        return SteadyClock(lambda: (self.true_us + self.wall_offset_us) * 1000, lambda: self.true_us * 1000)
+        booted_us = self.booted_us
+        return SteadyClock(
+            lambda: (self.true_us + self.wall_offset_us) * 1000,
+            lambda: (self.true_us - booted_us) * 1000,
+            f"start at {booted_us}",
+        )
 
 
 def unlimited(**limits: int) -> QuotaTier:

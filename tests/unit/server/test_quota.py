@@ -8,13 +8,14 @@ import threading
 import time as real_time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kvloom.config import QuotaTier, load_settings
 from kvloom.errors import AccountError, ConfigError, QuotaExceededError, UsageError
-from kvloom.server.accounts import ACCOUNTS_NAME, Accounts
+from kvloom.server.accounts import ACCOUNTS_NAME, MIGRATIONS, Accounts
 from kvloom.server.keys import ApiKey, KeyRing
 from kvloom.server.quota import QuotaLedger, Reservation
 from kvloom.server.quota_headers import limit_headers, refusal_code, refusal_headers
@@ -320,6 +321,32 @@ def test_a_clock_that_is_set_back_frees_nothing_and_stops_nothing(open_ledger: O
     refusal(again, key, 1)
     time.pass_us(10**6 + LONGEST_LATE_US[HOUR_US])
     spend(again, key, 1000)
+
+
+def test_two_processes_have_one_time_under_a_clock_that_was_set_back(open_ledger: Open, time: FakeTime) -> None:
+    tier = unlimited(tokens_per_second=2, burst_tokens=700)
+    first, key = open_ledger(tier)
+    time.pass_s(7)
+    time.wall_offset_us = -HOUR_US
+    second, _ = open_ledger(tier)
+    spend(second, key, 300)
+    refusal(first, key, 401)
+    time.pass_s(0.5)
+    spend(first, key, 401)
+
+
+def test_accounts_of_the_first_version_are_carried_over(open_ledger: Open, time: FakeTime, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / ACCOUNTS_NAME, isolation_level=None)) as db:
+        for statement in MIGRATIONS[0].split(";"):
+            db.execute(statement)
+        db.execute("UPDATE time SET latest_us = ?", (time.true_us + HOUR_US,))
+        db.execute("PRAGMA user_version = 1")
+    tier = unlimited(tokens_per_hour=1000)
+    ledger, key = open_ledger(tier)
+    spend(ledger, key, 1000)
+    with closing(sqlite3.connect(tmp_path / ACCOUNTS_NAME)) as db:
+        (latest_us,) = db.execute("SELECT latest_us FROM time").fetchone()
+    assert latest_us == time.true_us + HOUR_US
 
 
 def test_the_tables_do_not_grow_with_use(open_ledger: Open, time: FakeTime, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class QuotaMachine(RuleBasedStateMachine):
         with contextlib.suppress(QuotaExceededError):
             reservation = owner.ledger.reserve(self.key, num_tokens)
         if reservation is None:
-            # Under a wrong clock the time between two processes does not count: strict, never lenient.
+            # Over a start of the machine with a wrong clock the time between does not count: strict, never lenient.
             assert self.had_wrong_clock or not must, "there is room, and it was refused"
             return None
         assert may, "more was granted than there is"
@@ -141,10 +141,25 @@ class QuotaMachine(RuleBasedStateMachine):
             old.ledger.close()
         old.ledger.accounts.close()
         self.time.wall_offset_us -= hours_back * HOUR_US
-        self.had_wrong_clock |= hours_back > 0
         self.processes[process] = self.new_process()
         for asked in list(old.open):
             self.end(asked, asked.reservation.num_tokens, old)
+
+    @rule(seconds_off=st.sampled_from(STRIDES_S), hours_back=st.sampled_from((0, 0, 1, 30)))
+    def power_off(self, seconds_off: float, hours_back: int) -> None:
+        """The machine goes out with all that runs on it, and on again; its clock may have been set back meanwhile."""
+        for old in self.processes:
+            kill(old.ledger)
+            old.ledger.accounts.close()
+        self.time.pass_s(seconds_off)
+        self.time.wall_offset_us -= hours_back * HOUR_US
+        self.time.boot()
+        self.had_wrong_clock |= self.time.wall_offset_us < 0
+        died, self.processes = self.processes, []
+        self.processes = [self.new_process(), self.new_process()]
+        for old in died:
+            for asked in list(old.open):
+                self.end(asked, asked.reservation.num_tokens, old)
 
     @rule(seconds=st.sampled_from(STRIDES_S))
     def wait(self, seconds: float) -> None:

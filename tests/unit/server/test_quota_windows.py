@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.server.clock import SteadyClock
+from kvloom.server.clock import Mark, SteadyClock, this_boot
 from kvloom.server.quota_windows import (
     DAY,
     HOUR,
@@ -97,19 +100,54 @@ def test_a_standing_names_the_limits_that_are_set_and_the_tightest_of_the_tokens
 
 
 def test_a_clock_goes_by_what_has_passed_whatever_the_wall_clock_is_set_to() -> None:
-    wall, monotonic = [5_000_000_000], [700]
+    wall, monotonic = [5_000_000_000], [1000]
     clock = SteadyClock(lambda: wall[0], lambda: monotonic[0])
     assert clock.now_us() == 5_000_000
-    wall[0], monotonic[0] = 1_000_000_000, 2_000_000_700
+    wall[0], monotonic[0] = 1_000_000_000, 2_000_001_000
     assert clock.now_us() == 7_000_000
     wall[0] = 9_000_000_000
     monotonic[0] += 500
     assert clock.now_us() == 7_000_000
     monotonic[0] += 500
     assert clock.now_us() == 7_000_001
-    assert clock.now_us(at_least_us=20_000_000) == 20_000_000
+
+
+def test_a_clock_goes_on_from_a_mark_that_is_later() -> None:
+    monotonic = [700]
+    clock = SteadyClock(lambda: 5_000_000_000, lambda: monotonic[0], "this")
+    late = Mark(20_000_000, "another", 10**12)
+    assert clock.after(late).latest_us == 20_000_000
     monotonic[0] += 1_000_000
-    assert clock.now_us(at_least_us=20_000_000) == 20_001_000
+    assert clock.after(late).latest_us == 20_001_000
+    assert clock.now_us() == 20_001_000
+
+
+def test_clocks_that_count_alike_have_one_time_whatever_the_wall_clock_was_when_they_began() -> None:
+    passed = [10**9]
+    first = SteadyClock(lambda: 9 * 10**9, lambda: passed[0], "this")
+    mark = first.after(Mark(0, "", 0))
+    passed[0] += 5432
+    second = SteadyClock(lambda: 2 * 10**9, lambda: passed[0], "this")
+    assert second.after(mark).latest_us == first.now_us() == 9_000_005
+    assert second.after(mark) == first.after(mark)
+
+
+def test_a_start_of_the_machine_begins_a_count_of_its_own() -> None:
+    mark = SteadyClock(lambda: 9 * 10**9, lambda: 5 * 10**9, "the first").after(Mark(0, "", 0))
+    right = SteadyClock(lambda: 12 * 10**9, lambda: 10**9, "the second")
+    assert right.after(mark).latest_us == 12_000_000
+    set_back = SteadyClock(lambda: 3 * 10**9, lambda: 10**9, "the second")
+    assert set_back.after(mark).latest_us == 9_000_000
+
+
+def test_all_processes_of_a_machine_name_its_start_alike() -> None:
+    other = subprocess.run(
+        [sys.executable, "-c", "from kvloom.server.clock import this_boot; print(this_boot())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.strip() == this_boot() != ""
 
 
 def test_the_measures_of_these_tests_see_an_overshoot() -> None:
