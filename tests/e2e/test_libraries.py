@@ -56,17 +56,14 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("library-home")
-
-
 def opened(model: Path, home: Path) -> Loom:
     return kvloom.open(model, context=WINDOW, home=home)
 
 
-def test_facts_of_a_text_fifty_times_the_window_are_found_and_cited(qwen_path: Path, book: Path, home: Path) -> None:
-    with opened(qwen_path, home) as loom:
+def test_facts_of_a_text_fifty_times_the_window_are_found_and_cited_and_never_computed_again(
+    qwen_path: Path, book: Path, tmp_path: Path
+) -> None:
+    with opened(qwen_path, tmp_path) as loom:
         assert loom.count(book.read_text()) > TIMES * WINDOW
         library = loom.library("books")
         library.add(book)
@@ -82,10 +79,8 @@ def test_facts_of_a_text_fifty_times_the_window_are_found_and_cited(qwen_path: P
             nothing = chat.generate("Xylophone quasar zeppelin?", max_tokens=4, temperature=0.0)
             assert nothing.sources == ()
 
-
-def test_after_a_restart_no_passage_is_computed_again(qwen_path: Path, book: Path, home: Path) -> None:
     question, (_, answer) = next(iter(FACTS.items()))
-    with opened(qwen_path, home) as loom, loom.session(system=SYSTEM, fidelity="splice") as chat:
+    with opened(qwen_path, tmp_path) as loom, loom.session(system=SYSTEM, fidelity="splice") as chat:
         assert [one.name for one in loom.libraries()] == ["books"]
         chat.attach("books")
         reply = chat.generate(question, max_tokens=24, temperature=0.0)

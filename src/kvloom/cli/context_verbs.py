@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvloom.cli import amounts
 from kvloom.cli.context_stats import context_stats
 from kvloom.cli.context_view import attention, context_rows, context_view, used_tokens
-from kvloom.cli.kept_view import ledger_table, messages_text, snapshots_table
+from kvloom.cli.kept_view import brings_back, ledger_table, messages_text, snapshots_table
 from kvloom.cli.registry import Result, known
 from kvloom.cli.standing import read_standing
 from kvloom.cli.stats_view import stats_view
@@ -267,7 +267,8 @@ def _held(taken: Snapshot, *, is_estimate: bool = False) -> str:
 def ledger(chat: Chat) -> Result:
     lines = chat.session.ledger()
     num_tokens = sum(line.num_tokens for line in lines)
-    return Result({"lines": lines, "num_tokens": num_tokens}, _ledger_view(chat, lines, num_tokens))
+    shown = [{**asdict(line), "how": chat.how(brings_back(line))} for line in lines]
+    return Result({"lines": shown, "num_tokens": num_tokens}, _ledger_view(chat, lines, num_tokens))
 
 
 def _ledger_view(chat: Chat, lines: Sequence[LedgerLine], num_tokens: int) -> RenderableType:

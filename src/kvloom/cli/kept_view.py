@@ -14,6 +14,7 @@ from rich.text import Text
 
 from kvloom.cli import amounts
 from kvloom.cli.panels import TIER_STYLES, tier_text
+from kvloom.context.manifest import SlotKind
 from kvloom.session.values import LedgerLine, Message, Snapshot
 
 SHORT_REF_DIGITS = 8
@@ -82,6 +83,13 @@ def ledger_table(lines: Sequence[LedgerLine], how: Callable[[str], str]) -> Rend
             Text(amounts.printable(line.reason)),
             Text(tier_text(line.tier), style=TIER_STYLES[line.tier]),
             cost(line.restore_s),
-            Text(amounts.printable(how(line.how))),
+            Text(how(brings_back(line))),
         )
     return table
+
+
+def brings_back(line: LedgerLine) -> str:
+    """The slash command that does it."""
+    if line.kind == SlotKind.TURN.value:
+        return f"/recall {line.ref[:SHORT_REF_DIGITS]}"
+    return f"/activate {amounts.short_id(line.ref)}"

@@ -42,7 +42,6 @@ def ledger_lines(loom: Loom, history: History) -> list[LedgerLine]:
                 is_summary=named.is_summary,
                 tier=coldest(tiers),
                 restore_s=None if None in costs else sum(cost or 0.0 for cost in costs),
-                how=f"/recall {named.ref[:8]}" if is_turn else f"/activate {named.ref[:12]}",
             )
         )
     return lines

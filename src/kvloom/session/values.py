@@ -177,8 +177,8 @@ class Turn:
 class LedgerLine:
     """Something that a caller gave and that is not in the prompt. `ref`: a turn's or a chunk's id.
 
-    `reason` is the operation that took it out; `is_undone` says that undo did. `how`: the command that brings it back.
-    `tier`: where its KV is now. `text` is the beginning of it.
+    `reason` is the operation that took it out; `is_undone` says that undo did. `tier`: where its KV is now. `text` is
+    the beginning of it. `Session.recall(ref)` brings it back.
     """
 
     kind: str
@@ -191,7 +191,6 @@ class LedgerLine:
     is_summary: bool
     tier: TierName
     restore_s: float | None
-    how: str
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def segment(tier: TierName, num_tokens: int, *, is_active: bool = True) -> Segme
 
 
 def line(num_tokens: int) -> LedgerLine:
-    return LedgerLine("turn", "t", "", "q", num_tokens, "clear", False, False, TierName.RAM, None, "/recall t")
+    return LedgerLine("turn", "t", "", "q", num_tokens, "clear", False, False, TierName.RAM, None)
 
 
 def usage_of(*segments: Segment, capacity: int = 1000, reserve: int = 100) -> ContextUsage:
