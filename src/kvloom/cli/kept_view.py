@@ -14,7 +14,6 @@ from rich.text import Text
 
 from kvloom.cli import amounts
 from kvloom.cli.panels import TIER_STYLES, tier_text
-from kvloom.context.manifest import SlotKind
 from kvloom.session.values import LedgerLine, Message, Snapshot
 
 SHORT_REF_DIGITS = 8
@@ -90,6 +89,6 @@ def ledger_table(lines: Sequence[LedgerLine], how: Callable[[str], str]) -> Rend
 
 def brings_back(line: LedgerLine) -> str:
     """The slash command that does it."""
-    if line.kind == SlotKind.TURN.value:
+    if line.kind == "turn":
         return f"/recall {line.ref[:SHORT_REF_DIGITS]}"
     return f"/activate {amounts.short_id(line.ref)}"
