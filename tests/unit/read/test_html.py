@@ -94,14 +94,17 @@ def test_deep_nesting_is_read_to_its_bottom() -> None:
 )
 def test_malformed_pages_take_time_by_their_size_only(part: str) -> None:
     """Each of them took, or takes, a parser that begins anew at every mark minutes."""
-    times = []
-    for num_bytes in (20_000, 160_000):
+
+    def seconds(num_bytes: int) -> float:
         html = (part * (num_bytes // len(part))).encode()
         began_s = time.process_time()
         with contextlib.suppress(ContentError):
             read_html(html, "a.html", LIMITS)
-        times.append(time.process_time() - began_s)
-    assert times[1] < 0.2 + 24 * times[0]
+        return time.process_time() - began_s
+
+    # Eight times the page in a square is 64 times the time. Other work slows one run down, not each of three.
+    small_s = min(seconds(20_000) for _ in range(3))
+    assert any(seconds(160_000) < 0.2 + 24 * small_s for _ in range(3))
 
 
 def test_an_attribute_of_megabytes_is_passed_over() -> None:
