@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from kvloom.config import Paths, paths
 from kvloom.errors import KvloomError
 from kvloom.model.pull import ensure_model
 
-# CI draws the same examples every time: a new find belongs to whoever is at work, not to an unrelated change.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# Machines that run these tests are shared: neither one example nor the drawing of it has a deadline. CI draws the same
+# examples every time: a new find belongs to whoever is at work, not to an unrelated change.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("shared-ci", settings.get_profile("shared"), derandomize=True)
+settings.load_profile("shared-ci" if os.environ.get("CI") else "shared")
 
 # A shell that starts a command in the background has it ignore Ctrl-C, and its children with it; many tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

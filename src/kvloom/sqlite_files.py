@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from kvloom.errors import StoreError, StoreFullError, StoreReadOnlyError
 
 BUSY_TIMEOUT_S = 10.0
 """Longest wait for another process. Its transactions are short: more means that it hangs."""
+_LOOK_AGAIN_S = 0.01
 _READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
@@ -28,6 +30,23 @@ def create(path: Path) -> None:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that any thread may use behind its owner's lock; transactions are the owner's."""
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+
+def to_wal(connection: sqlite3.Connection) -> None:
+    """Writes ahead from here on. Raises sqlite3.Error; waits as long as for any lock of another process.
+
+    SQLite itself does not wait here: where two processes open one new file at the same moment, each may stand in the
+    other's way, and it gives up at once, whatever the timeout.
+    """
+    give_up_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if not _code(exc).startswith("SQLITE_BUSY") or time.monotonic() > give_up_s:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def is_damage(exc: sqlite3.Error) -> bool:

@@ -308,13 +308,14 @@ def test_an_interrupt_between_batches_leaves_the_sequences_as_they_were(loaded: 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for delay_s in (0.002, 0.004, 0.008, 0.016):
-            signal.setitimer(signal.ITIMER_REAL, delay_s)
             try:
-                engine.decode([Run(S(0), ids[:450], 50, Logits.ALL), Run(S(1), ids[450:], 7)])
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, delay_s)
+                    engine.decode([Run(S(0), ids[:450], 50, Logits.ALL), Run(S(1), ids[450:], 7)])
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 num_interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             engine.remove(S(0), 50)
             engine.remove(S(1))
             assert engine.used_cells() == 50

@@ -18,7 +18,7 @@ from kvloom.errors import MemoryPressureError
 STEP_BYTES = 16 * 2**20
 SPARE_BYTES = 900 * 2**20
 """What the limit leaves above what the process holds with the model loaded."""
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def main(model: str, home: Path) -> dict[str, Any]:

@@ -112,11 +112,11 @@ def test_what_cannot_be_had_is_refused_by_name(client: OpenAI, served: Served) -
 def test_replies_flow_while_texts_are_embedded(served: Served) -> None:
     """Both at once, on the same cores: neither is refused, neither waits for the other's end."""
     embedded: list[int] = []
-    texts = [f"{number}: " + TEXTS[1] for number in range(6)]
+    texts = [f"{number}: " + TEXTS[1] for number in range(12)]
     worker = threading.Thread(target=lambda: embedded.append(ask(served, "/v1/embeddings", input=texts).status_code))
     worker.start()
     answer = ask(
-        served, "/v1/chat/completions", messages=[{"role": "user", "content": "Hello?"}], max_tokens=8, temperature=0
+        served, "/v1/chat/completions", messages=[{"role": "user", "content": "Hello?"}], max_tokens=3, temperature=0
     )
     replied_first = worker.is_alive()
     worker.join(PATIENCE_S)

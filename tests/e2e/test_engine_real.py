@@ -136,10 +136,10 @@ def test_what_python_adds_to_a_token_is_small(empty: LlamaCppEngine) -> None:
     run = Run(S(1), (5,), 0, Logits.LAST)
     times: list[float] = []
     for _ in range(200):
-        start = time.perf_counter()
+        start = time.thread_time()
         engine._check_runs([run])
         engine._batch.put_one(run)
         engine._logits(1)[0].copy()
         sampler.sample(logits)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert statistics.median(times) < 0.0005

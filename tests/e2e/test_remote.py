@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,11 +121,11 @@ def test_a_cancel_stops_the_server_and_takes_the_turn_back(chat: Session) -> Non
     next(stream)
     canceller = threading.Thread(target=chat.cancel)
     canceller.start()
-    began = time.perf_counter()
-    with pytest.raises(CancelledError):
+    num_more = 0
+    with pytest.raises(CancelledError):  # noqa: PT012 - one iteration of many raises
         for _ in stream:
-            pass
-    assert time.perf_counter() - began < 5
+            num_more += 1
+    assert num_more < 300
     canceller.join()
     assert chat.manifest == before
     ask(chat, "Still there?")

@@ -120,7 +120,7 @@ class Database:
         run(f"PRAGMA cache_size = -{_CACHE_KIB}")
         run("PRAGMA foreign_keys = ON")
         run("PRAGMA secure_delete = ON")
-        run("PRAGMA journal_mode = WAL")
+        sqlite_files.to_wal(self._connection)
         run("PRAGMA synchronous = FULL")
         (version,) = run("PRAGMA user_version").fetchone()
         if version > len(MIGRATIONS):

@@ -183,7 +183,7 @@ class IndexFile:
         run("PRAGMA foreign_keys = ON")
         run("PRAGMA secure_delete = ON")
         self._check_version()
-        run("PRAGMA journal_mode = WAL")
+        sqlite_files.to_wal(self._connection)
         run("PRAGMA synchronous = NORMAL")
         if not self._is_built():
             self._build()

@@ -137,7 +137,7 @@ class Accounts:
 
     def _prepare(self) -> None:
         run = self._connection.execute
-        run("PRAGMA journal_mode = WAL")
+        sqlite_files.to_wal(self._connection)
         run("PRAGMA synchronous = NORMAL")
         run("PRAGMA secure_delete = ON")
         (version,) = run("PRAGMA user_version").fetchone()

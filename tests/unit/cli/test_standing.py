@@ -75,7 +75,8 @@ def test_the_real_machine_has_a_memory(loom: Loom) -> None:
     assert 0 < host.used_bytes <= host.total_bytes
 
 
-def test_the_guard_tells_its_level_what_still_fits_and_what_it_did(loom: Loom) -> None:
+def test_the_guard_tells_its_level_what_still_fits_and_what_it_did(loom: Loom, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictured(monkeypatch, RAM)
     session = loom.session()
     loom.guard.on_picture(MemoryPicture((replace(RAM, available_bytes=RAM.total_bytes // 2),)))
     calm = read_standing(loom, session)

@@ -201,8 +201,8 @@ def test_choosing_among_six_thousand_tokens_takes_a_few_milliseconds() -> None:
     select_runs(chunks, question, 0.05, 30)
     took = []
     for _ in range(9):
-        began = time.perf_counter()
+        began = time.thread_time()
         select_runs(chunks, question, 0.05, 30)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     # 5 ms is the aim and what an idle core takes; the least of several, and room for a busy machine.
     assert min(took) < 0.015

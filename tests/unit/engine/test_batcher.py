@@ -10,7 +10,7 @@ import pytest
 
 from kvloom.engine.base import Logits, Run
 from kvloom.engine.batcher import PATIENCE, Batcher
-from kvloom.engine.fake import FakeEngine
+from kvloom.engine.fake import END_OF_TEXT, IM_END, FakeEngine
 from kvloom.engine.turnstile import Turnstile
 from kvloom.errors import CancelledError, EngineError, EngineStateError
 from kvloom.types import F32Array, SamplingParams, SequenceId
@@ -18,6 +18,7 @@ from kvloom.types import F32Array, SamplingParams, SequenceId
 TEST_STEP_ROWS = 128
 OTHER = SequenceId(3)
 GREEDY = SamplingParams(temperature=0.0)
+ENDLESS = SamplingParams(temperature=0.0, logit_bias=((END_OF_TEXT, -100.0), (IM_END, -100.0)))
 
 
 class WatchedEngine(FakeEngine):
@@ -182,7 +183,7 @@ def test_a_closed_reply_is_not_decoded_any_further(batcher: Batcher, engine: Wat
     text = prompt(4, 30)
     logits = batcher.decode([Run(SequenceId(1), text, 0, Logits.LAST)])[0]
     assert logits is not None
-    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(GREEDY), 10_000)
+    stream = batcher.stream(SequenceId(1), len(text), logits, engine.sampler(ENDLESS), 10_000)
     next(stream)
     stream.close()
     held = engine.num_tokens(SequenceId(1))
@@ -228,7 +229,7 @@ def test_whoever_has_the_turn_goes_on_before_the_replies_do(engine: WatchedEngin
     batcher = Batcher(engine, turnstile, step_rows=1000)
     logits = batcher.decode([Run(SequenceId(1), prompt(1, 20), 0, Logits.LAST)])[0]
     assert logits is not None
-    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(GREEDY), 10_000)
+    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(ENDLESS), 10_000)
     with turnstile:
         for start in range(0, 900, 300):
             batcher.decode([Run(SequenceId(2), prompt(2, 900)[start : start + 300], start)])
@@ -242,7 +243,7 @@ def test_closing_ends_whoever_waits(engine: WatchedEngine) -> None:
     batcher = Batcher(engine, Turnstile())
     logits = batcher.decode([Run(SequenceId(1), prompt(1, 20), 0, Logits.LAST)])[0]
     assert logits is not None
-    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(GREEDY), 10_000)
+    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(ENDLESS), 10_000)
     batcher.close()
     with pytest.raises(EngineStateError, match="closed"):
         list(stream)
@@ -342,7 +343,7 @@ def test_a_prefill_that_is_cancelled_in_the_middle_leaves_nothing(engine: Watche
     batcher = Batcher(engine, turnstile, step_rows=TEST_STEP_ROWS)
     logits = batcher.decode([Run(SequenceId(1), prompt(1, 20), 0, Logits.LAST)])[0]
     assert logits is not None
-    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(GREEDY), 10_000)
+    stream = batcher.stream(SequenceId(1), 20, logits, engine.sampler(ENDLESS), 10_000)
     with turnstile, pytest.raises(CancelledError):
         batcher.decode([Run(SequenceId(2), prompt(2, 900), 0)], 0, lambda: [TEST_STEP_ROWS] in engine.batches)
     assert engine.last_position(SequenceId(2)) is None

@@ -114,21 +114,21 @@ def test_the_grammars_tried_longest_ago_are_forgotten(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "most_s", "message"),
     [
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "too complex"),
-        ("import time\ntime.sleep(60)", r"not compiled within 0\.5 s"),
-        ("raise MemoryError", "too complex"),
-        ("import sys\nprint('it is wrong')\nsys.exit(3)", "refused: it is wrong"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", 60.0, "too complex: its compilation"),
+        ("import time\ntime.sleep(60)", 0.5, r"not compiled within 0\.5 s"),
+        ("raise MemoryError", 60.0, "too complex: its compilation"),
+        ("import sys\nprint('it is wrong')\nsys.exit(3)", 60.0, "refused: it is wrong"),
     ],
 )
 def test_what_ends_the_trial_ends_only_the_trial(
-    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, most_s: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "trial.py"
     path.write_text(script, encoding="utf-8")
     monkeypatch.setattr(grammar_trial, "__file__", str(path))
-    monkeypatch.setattr(room, "TRIAL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(room, "TRIAL_TIMEOUT_S", most_s)
     monkeypatch.setattr(room, "_verdicts", room._Verdicts())
     with pytest.raises(UsageError, match=message):
         check_grammar('start: "a"')
@@ -153,9 +153,9 @@ def test_a_trial_has_no_more_memory_than_it_is_given() -> None:
     ],
 )
 def test_grammars_that_explode_elsewhere_cost_little_here(guides: GrammarGuides, grammar: str, text: bytes) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     assert follow(guides, grammar, text)
-    assert time.process_time() - start < 5.0  # some 0.1 s; what explodes never ends
+    assert time.thread_time() - start < 5.0  # some 0.1 s; what explodes never ends
 
 
 def test_a_grammar_that_becomes_too_complex_on_the_way_says_so(guides: GrammarGuides) -> None:

@@ -291,11 +291,11 @@ def test_a_pasted_page_without_spaces_is_looked_through_at_once() -> None:
         "ab.cd/" * 33_000,
         ("x" * 299 + " ") * 670,
     ):
-        began = time.perf_counter()
+        began = time.thread_time()
         names = file_names(f"see notes.md: {page}")
         without_file_names(page, names)
         joined_names(page)
-        assert time.perf_counter() - began < 1, page[:8]
+        assert time.thread_time() - began < 1, page[:8]
         assert names[0] == "notes.md"
 
 

@@ -241,9 +241,13 @@ def test_files_that_did_not_change_are_known_and_not_read(index: LibraryIndex, t
     assert index.update([item]).num_changed == 1
 
 
-def test_a_file_written_the_moment_it_is_read_is_read_once_more(index: LibraryIndex, tmp_path: Path) -> None:
+def test_a_file_written_the_moment_it_is_read_is_read_once_more(
+    index: LibraryIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.txt"
     path.write_text("Some text.\n")
+    written = path.stat().st_mtime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: written)
     index.update(read([path]))
     assert index.known(found_at(path)) is None
 
@@ -302,10 +306,11 @@ def test_a_file_written_the_moment_it_gave_no_text_is_read_again_and_then_rememb
 ) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"\x00\x01")
-    found, now = found_at(path), time.time_ns()
+    found, written = found_at(path), path.stat().st_mtime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: written)
     index.update(read([path], known=index.known))
     assert index.known(found) is None
-    monkeypatch.setattr(time, "time_ns", lambda: now + 10 * 10**9)
+    monkeypatch.setattr(time, "time_ns", lambda: written + 10 * 10**9)
     assert index.known(found) is None
     index.update(read([path], known=index.known))
     assert isinstance(index.known(found), Skipped)

@@ -18,7 +18,7 @@ from kvloom.errors import EntryCorruptError, StoreError, StoreFullError, StoreRe
 from kvloom.kv.codec import Codec
 from kvloom.kv.disk import DiskCoding, DiskTier
 from kvloom.kv.disk_files import as_store_error
-from kvloom.types import Lineage
+from kvloom.types import Entry, Lineage
 from tests.unit.kv.entries import ROPE, entry_of, same
 
 BUDGET = 1 << 20
@@ -52,10 +52,16 @@ def test_an_entry_lies_under_its_id_closed_to_other_users(tier: DiskTier, direct
     assert {p.stat().st_mode & 0o777 for p in (path.parent, directory, directory.parent)} == {0o700}
 
 
+def put_long_ago(tier: DiskTier, entry: Entry, number: int) -> None:
+    """As if time had passed since it was put: a file system may count in ticks that hold several."""
+    os.utime(tier.path_of(entry.id), ns=(10**18 + number, 10**18 + number))
+
+
 def test_entries_and_their_order_of_use_survive_a_restart(tier: DiskTier, directory: Path) -> None:
     entries = [entry_of(i) for i in range(3)]
-    for entry in entries:
+    for number, entry in enumerate(entries):
         tier.put(entry)
+        put_long_ago(tier, entry, number)
     tier.get(entries[0].id)
     tier.close()
     again = DiskTier(directory, BUDGET)

@@ -158,12 +158,14 @@ def test_this_machine_is_read_within_what_the_kernel_says() -> None:
 
 HOG = """
 import resource, sys
+from pathlib import Path
 from kvloom.memory.host import HostProbe
 from kvloom.memory.probe import read_memory
 import psutil
 limit = psutil.Process().memory_info().vms + 256 * 1024**2
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-probe = HostProbe()
+# The limit is the tightest, however little the machine has free.
+probe = HostProbe([("test", lambda: (1 << 50, 1 << 50))], Path("/nowhere"), lambda: False)
 [before] = read_memory([probe]).readings
 hog = bytearray(100 * 1024**2)
 [after] = read_memory([probe]).readings

@@ -62,7 +62,8 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr("kvloom.memory.ollama.TIMEOUT_S", 20.0)  # it answers from a thread of this process
     server = Server()
     yield server
     server.close()
@@ -117,7 +118,8 @@ def test_a_wrong_model_leaves_the_others_told(server: Server) -> None:
     assert len(picture.failures) == 1
 
 
-def test_a_server_that_hangs_is_given_up_soon(server: Server) -> None:
+def test_a_server_that_hangs_is_given_up_soon(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvloom.memory.ollama.TIMEOUT_S", TIMEOUT_S)
     server.is_stuck = True
     picture = read_memory([OllamaProbe(server.address)])
     assert TIMEOUT_S <= 1

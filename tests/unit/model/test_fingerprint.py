@@ -44,9 +44,13 @@ def test_a_changed_file_is_hashed_again_although_size_and_time_are_the_same(sett
     assert file_sha256(settled, cache) == hashlib.sha256(b"WEIGHTS" * 1000).hexdigest() != first
 
 
-def test_a_file_written_this_moment_is_not_remembered(tmp_path: Path, cache: HashCache) -> None:
+def test_a_file_written_this_moment_is_not_remembered(
+    tmp_path: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "young.gguf"
     path.write_bytes(b"a")
+    written = path.stat().st_mtime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: written + 10**9)
     file_sha256(path, cache)
     assert not cache.path.exists()
 

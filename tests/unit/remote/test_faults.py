@@ -155,16 +155,16 @@ def test_an_empty_reply_is_an_error(openai: OpenAIModel, chat: Session) -> None:
 
 
 def test_a_silent_server_is_given_up(openai: OpenAIModel, server: Server, opened: Opened) -> None:
-    chat = opened(openai.name, remote_timeout_s=0.3).session()
+    chat = opened(openai.name, remote_timeout_s=3).session()
     wait = threading.Event()
 
     def silent(_: object) -> Answer:
-        wait.wait(5)
+        wait.wait(30)
         return as_json({})
 
     server.routes[CHAT] = silent
     try:
-        failing(chat, "silent for 0.3 s.*remote_timeout_s")
+        failing(chat, "silent for 3 s.*remote_timeout_s")
     finally:
         wait.set()
 

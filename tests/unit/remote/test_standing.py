@@ -97,7 +97,10 @@ def fill_until(chat: Session, begun: threading.Event) -> None:
     """Turns until a summary is asked for."""
     for number in range(30):
         chat.generate(f"turn number {number}: {MANY_WORDS}", max_tokens=20)
-        if begun.wait(0.2 if chat.is_compressing else 0):
+        # The next question ends a summary that is under way: once one has begun, its request is waited for.
+        while chat.is_compressing and not begun.wait(0.05):
+            pass
+        if begun.is_set():
             return
     raise AssertionError("no compression has begun by itself")
 

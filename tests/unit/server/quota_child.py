@@ -21,7 +21,7 @@ from kvloom.server.keys import ApiKey, KeyRing
 from kvloom.server.quota import QuotaLedger, Reservation
 
 EPOCH_NS = 1_790_000_000 * 10**9
-"""From here on the clocks run faster; the same for all processes."""
+"""When the machine was started, as the clocks have it; the same for all processes."""
 NUM_THREADS = 8
 TIERS = {
     # Room for what three killed processes leave open, and little more than that for the last one.
@@ -37,15 +37,18 @@ TIERS = {
 
 
 def clocks(speed: int) -> tuple[SteadyClock, SteadyClock]:
-    """The ledger's clock and one like it for the log."""
+    """The ledger's clock and one like it for the log: to the microsecond, and the same in all processes."""
 
-    def wall_ns() -> int:
-        return EPOCH_NS + (time.time_ns() - EPOCH_NS) * speed
-
-    def monotonic_ns() -> int:
+    def passed_ns() -> int:
         return time.monotonic_ns() * speed
 
-    return SteadyClock(wall_ns, monotonic_ns), SteadyClock(wall_ns, monotonic_ns)
+    def clock() -> SteadyClock:
+        began_ns = passed_ns()
+        made = SteadyClock(lambda: EPOCH_NS + began_ns, lambda: began_ns)  # it reads them one after the other
+        made._monotonic_ns = passed_ns
+        return made
+
+    return clock(), clock()
 
 
 class Server:

@@ -201,8 +201,9 @@ def test_a_batch_that_is_killed_again_and_again_answers_every_line_once(tmp_path
     draw = random.Random(3)
     kept: list[str] = []
     for round_ in range(2):
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         wanted = len(kept) + draw.randrange(5, 15)
+        held = [*command, str(wanted + 10)]
+        child = subprocess.Popen(held, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         until = time.monotonic() + PATIENCE_S
         while child.poll() is None and time.monotonic() < until:
             if target.exists() and target.read_bytes().count(b"\n") >= wanted:

@@ -334,7 +334,7 @@ async def test_a_failure_in_mid_stream_is_an_event_and_the_slot_comes_back() -> 
 
 
 async def test_one_choice_that_fails_ends_the_others() -> None:
-    pace = threading.Semaphore(4)
+    pace = threading.Semaphore(5)  # one more than there are choices: one of them comes to where it fails
     backend = ScriptedBackend(Script(words=["w"] * 50, fails_at=1, pace=pace))
     async with scripted(backend) as client:
         answer = await client.post(PATH, json=chat(n=4))

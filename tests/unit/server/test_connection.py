@@ -107,7 +107,7 @@ def test_a_chunked_body_that_is_none_is_refused_in_openais_shape() -> None:
 
 def test_half_a_head_is_given_up_after_its_time_however_it_drips() -> None:
     with (
-        live(ScriptedBackend(), stalled_client_s=0.3) as server,
+        live(ScriptedBackend(), stalled_client_s=1.5) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as raw,
     ):
         raw.sendall(b"GET /health HTTP/1.1\r\n")
@@ -122,7 +122,8 @@ def test_half_a_head_is_given_up_after_its_time_however_it_drips() -> None:
         assert answer_of(got + rest_of(raw))[0] == 408
 
 
-def test_a_client_that_sends_on_still_gets_to_read_why_it_is_refused() -> None:
+def test_a_client_that_sends_on_still_gets_to_read_why_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvloom.server.connection.LINGER_S", PATIENCE_S)  # until the client closes, however slow it is
     with live(ScriptedBackend()) as server, socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.settimeout(PATIENCE_S)
         raw.sendall(b"GET /\r\n\r\n")
@@ -133,7 +134,10 @@ def test_a_client_that_sends_on_still_gets_to_read_why_it_is_refused() -> None:
 
 
 @pytest.mark.parametrize("said", ["content-length: 64000000", "transfer-encoding: chunked"])
-def test_a_client_that_sends_too_large_a_body_gets_to_read_that_it_is(said: str) -> None:
+def test_a_client_that_sends_too_large_a_body_gets_to_read_that_it_is(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvloom.server.limits.LINGER_S", PATIENCE_S)
     with (
         live(ScriptedBackend(), max_body_bytes=100_000) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as raw,
@@ -181,7 +185,7 @@ def test_a_client_that_sends_on_and_on_is_left_after_a_while() -> None:
 
 def test_a_connection_that_says_nothing_is_closed_and_one_that_is_answered_is_not() -> None:
     pace = threading.Semaphore(0)
-    with live(ScriptedBackend(Script(pace=pace)), stalled_client_s=0.3) as server, server.send(chat()) as asked:
+    with live(ScriptedBackend(Script(pace=pace)), stalled_client_s=1.5) as server, server.send(chat()) as asked:
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as silent:
             assert rest_of(silent) == b""
         pace.release(3)

@@ -7,7 +7,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,19 +205,26 @@ def test_a_failed_transaction_leaves_nothing(accounts: Accounts, ring: KeyRing) 
 
 def test_another_process_that_writes_is_waited_for(home: Path, ring: KeyRing) -> None:
     code = (
-        "import sqlite3, sys, time\n"
+        "import sqlite3, sys\n"
         f"db = sqlite3.connect({str(home / ACCOUNTS_NAME)!r}, isolation_level=None)\n"
         "db.execute('BEGIN IMMEDIATE')\n"
         "print('holds', flush=True)\n"
-        "time.sleep(0.3)\n"
+        "sys.stdin.readline()\n"
         "db.execute('COMMIT')\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"holds\n"
-        began = time.monotonic()
-        ring.add("ci")
-        assert time.monotonic() - began > 0.1
+        adding = pool.submit(ring.add, "ci")
+        with pytest.raises(TimeoutError):
+            adding.result(0.3)
+        holder.stdin.write(b"\n")
+        holder.stdin.flush()
+        assert adding.result(60).key.name == "ci"
     assert holder.returncode == 0
 
 

@@ -17,6 +17,7 @@ from kvloom.config import ServerSettings
 from kvloom.engine.base import Run
 from kvloom.engine.fake import FakeEngine
 from kvloom.server.auth import Caller
+from kvloom.server.lifecycle import Phase
 from kvloom.server.routes import kvloom_libraries
 from kvloom.server.run import listen
 from kvloom.types import F32Array
@@ -501,6 +502,10 @@ def test_a_draining_server_ends_the_computing_and_says_how_far_it_came(tmp_path:
         for _ in range(2):
             assert engine.stepped.acquire(timeout=PATIENCE_S)
         server.server.stop()
+        until = time.monotonic() + PATIENCE_S
+        while server.app.state.service.lifecycle.phase is not Phase.DRAINING:
+            assert time.monotonic() < until
+            time.sleep(0.002)
         let_go(engine.pace, server.ended.is_set)
         asking.join(PATIENCE_S)
     assert answers[0].status_code == 200 and not answers[0].json()["is_complete"]
@@ -533,7 +538,9 @@ def let_go(pace: threading.Semaphore, is_over: Callable[[], bool]) -> None:
     while not is_over():
         assert time.monotonic() < until
         pace.release()
-        time.sleep(0.01)
+        pause = time.monotonic() + 0.25
+        while not is_over() and time.monotonic() < pause:
+            time.sleep(0.002)
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 
 from kvloom.config import ServerSettings
 from kvloom.server.auth import Caller
+from kvloom.server.replies import Replies
 from kvloom.server.run import listen
 from tests.unit.server.kvloom_api import (
     GREEDY,
@@ -184,10 +185,10 @@ async def test_nobody_edits_a_session_that_answers_but_everyone_may_look(tmp_pat
         editing = asyncio.create_task(api.do("POST", f"{other}/activate", {"chunks": ["secret"]}))
         while not editing.done():
             engine.pace.release()  # between two steps the device is anyone's
-            await asyncio.sleep(0.005)
+            await asyncio.wait({editing}, timeout=0.5)
         elsewhere = await editing
         assert not asked.done()
-        engine.pace.release(200)
+        engine.pace.release(1000)
         turn = await asked
         await api.do("POST", f"{path}/activate", {"chunks": ["secret"]})
     assert set(busy) == {(409, "session_busy")} == {kept}
@@ -218,6 +219,10 @@ async def test_a_turn_is_cancelled_by_another_request(tmp_path: Path, keep: bool
         asked = asyncio.create_task(api.client.post(f"{path}/turns", json=body))
         for _ in range(4):
             await asyncio.to_thread(engine.stepped.acquire)
+        [opened] = api.open_sessions._open.values()
+        assert isinstance(opened.work, Replies)
+        [worker] = opened.work._workers
+        await _until(lambda: worker.num_deltas)  # something came, and was taken
         cancelled = await api.do("POST", f"{path}/cancel")
         engine.pace.release(1000)  # a step may have begun already
         answer = await asked
@@ -403,7 +408,9 @@ def _let_go(pace: threading.Semaphore, is_over: Any) -> None:
     while not is_over():
         assert time.monotonic() < until
         pace.release()
-        time.sleep(0.01)
+        pause = time.monotonic() + 0.25
+        while not is_over() and time.monotonic() < pause:
+            time.sleep(0.002)
 
 
 def _becomes(what: Any) -> bool:

@@ -28,7 +28,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    environment = {**os.environ, "KVLOOM_HOME": str(home), "KVLOOM_THREADS": "1", "COLUMNS": "120"}
+    environment = {
+        **os.environ,
+        "KVLOOM_HOME": str(home),
+        "KVLOOM_THREADS": "1",
+        "COLUMNS": "120",
+        "KVLOOM_GUARD__ENABLED": "false",
+    }
     return [sys.executable, "-m", "kvloom.cli.main", *arguments], environment
 
 

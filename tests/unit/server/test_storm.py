@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.tiny_gguf import TinyModel, write_tiny
 from tests.unit.server.storm import Seen, check_log, running, storm
 
-NUM_STORMS = 3
-STORM_S = 5.0
+NUM_STORMS = 4
+STORM_S = 4.0
 MAX_GROWTH = 0.15
 """Too short for more: memory still grows to what it needs."""
 
@@ -22,5 +22,6 @@ def test_no_client_harms_the_server_or_another_client(tmp_path: Path) -> None:
     print(dict(sorted(seen.answers.items())))
     assert not seen.wrong, seen.wrong[:5]
     assert len({answer.rpartition(" ")[0] for answer in seen.answers}) > 10, "not all was tried"
-    assert rests[-1].rss_bytes <= (1 + MAX_GROWTH) * rests[0].rss_bytes
-    assert rests[-1].num_files <= rests[0].num_files + 16
+    first, last = rests[1], rests[-1]  # the very first one loads what is used
+    assert last.rss_bytes <= (1 + MAX_GROWTH) * first.rss_bytes
+    assert last.num_files <= first.num_files + 16

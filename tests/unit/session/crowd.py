@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -11,6 +12,8 @@ from kvloom.session.loom import Loom
 from kvloom.session.requests import ChatMessage, ChatPrompt, Request, TextPart
 from kvloom.types import SamplingParams
 
+LEAST_REQUESTS = 4
+"""Of each client, however slow the machine is."""
 SYSTEMS = ("Answer.", "a system text that many have in common " * 12)
 
 
@@ -54,7 +57,9 @@ def crowd_of(loom: Loom, num_clients: int, seconds: float, seed: int) -> Crowd:
 
     def client(number: int) -> None:
         draw = random.Random(seed * 1000 + number)
-        while time.monotonic() < end and not crowd.errors:
+        for count in itertools.count():
+            if crowd.errors or (count >= LEAST_REQUESTS and time.monotonic() >= end):
+                break
             try:
                 one(loom, draw, crowd)
             except Exception as error:  # noqa: BLE001 - the edge of a thread: whatever it is, the test tells it

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvloom.config import Settings, load_settings
 from kvloom.engine.base import Logits, Run
-from kvloom.engine.fake import VOCABULARY_SIZE, FakeEngine
+from kvloom.engine.fake import VOCABULARY_SIZE, FakeEngine, U64Array
 from kvloom.errors import EngineUnsupportedError
 from kvloom.session.loom import Loom
 from kvloom.session.rooms import join
@@ -17,6 +17,15 @@ from kvloom.session.session import Session
 from kvloom.types import F32Array, SequenceId
 
 FIRST = SequenceId(0)
+
+
+class Endless(FakeEngine):
+    """Replies never end by themselves."""
+
+    def _logits(self, states: U64Array) -> F32Array:
+        logits = super()._logits(states)
+        logits[:, 256:] = -100.0
+        return logits
 
 
 class RecurrentEngine(FakeEngine):

@@ -144,11 +144,18 @@ def test_it_computes_in_turns_with_the_replies_and_neither_keeps_the_other_out(t
     with opened(tmp_path) as (loom, engine):
         loom.embed(["warm"])
         endless = SamplingParams(temperature=0.0, logit_bias=((END_OF_TEXT, -100.0), (IM_END, -100.0)))
+        is_told = threading.Event()
+
+        def embed() -> None:
+            assert is_told.wait(PATIENCE_S)
+            loom.embed(["x" * 1900] * 4)
+
+        worker = threading.Thread(target=embed)
+        worker.start()
         stream = loom.complete(Request(RawPrompt("tell me"), max_tokens=1000, sampling=endless))
         next(stream)
         engine.log.clear()
-        worker = threading.Thread(target=lambda: loom.embed(["x" * 1900] * 4))
-        worker.start()
+        is_told.set()
         for _ in stream:
             if not worker.is_alive():
                 break
@@ -169,7 +176,7 @@ def test_requests_come_in_between_and_a_cancelled_one_ends(tmp_path: Path) -> No
 
         def many() -> None:
             try:
-                loom.embed(["x" * GROUP_TOKENS] * 300, has_left.is_set)
+                loom.embed(["x" * GROUP_TOKENS] * 600, has_left.is_set)
             except CancelledError as error:
                 errors.append(error)
 
@@ -192,6 +199,7 @@ def test_an_idle_context_is_given_back_and_made_again(tmp_path: Path) -> None:
         while engine.made[0].is_open and time.monotonic() < until_s:
             time.sleep(0.01)
         assert not engine.made[0].is_open and embeddings.num_bytes == 0
+        embeddings._idle_s = PATIENCE_S
         embeddings.embed([[1, 2]], 2048, never)
         assert len(engine.made) == 2
         assert embeddings.release() == LEAST_TOKENS * BYTES_PER_TOKEN

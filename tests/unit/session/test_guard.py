@@ -42,7 +42,7 @@ def filled(loom: Loom) -> Session:
 
 def look(loom: Loom, share: float) -> None:
     loom.guard.on_picture(at(share))
-    loom.guard.wait(10)
+    loom.guard.wait(60)
 
 
 def test_soft_moves_cold_entries_to_disk_and_says_so_once(loom: Loom) -> None:
@@ -117,7 +117,7 @@ def test_a_reply_under_way_is_let_to_its_end(loom: Loom) -> None:
     look(loom, 0.97)
     for _ in stream:
         pass
-    loom.guard.wait(10)
+    loom.guard.wait(60)
     assert stream.reply.text == want
     with pytest.raises(MemoryPressureError):
         chat.generate("And?")

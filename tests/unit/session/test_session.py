@@ -27,7 +27,7 @@ from kvloom.errors import (
 from kvloom.session.loom import Loom
 from kvloom.session.session import Session
 from kvloom.types import F32Array, Fidelity, TierName
-from tests.unit.session.fakes import RecurrentEngine, engine_of, fake_loom, fresh_logits, held_tokens
+from tests.unit.session.fakes import Endless, RecurrentEngine, engine_of, fake_loom, fresh_logits, held_tokens
 
 SECRET = "the secret word is xylophone"
 PLAIN = "the weather is fine today"
@@ -457,7 +457,12 @@ def test_a_reply_left_unread_does_not_lock_its_session_or_loom(tmp_path: Path) -
         loom.chunks()
 
 
-def test_closing_from_another_thread_stops_the_reply_there(loom: Loom) -> None:
+def test_closing_from_another_thread_stops_the_reply_there(tmp_path: Path) -> None:
+    with fake_loom(tmp_path / "endless", Endless(num_cells=4096), context=4096) as loom:
+        close_in_the_middle(loom)
+
+
+def close_in_the_middle(loom: Loom) -> None:
     chat = loom.session()
     began, ended = threading.Event(), threading.Event()
     errors: list[BaseException] = []

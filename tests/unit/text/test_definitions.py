@@ -100,7 +100,7 @@ def test_where_a_name_is_given_its_value() -> None:
 )
 def test_a_long_run_of_anything_is_looked_through_at_once(piece: str) -> None:
     text = piece * 100_000
-    began = time.perf_counter()
+    began = time.thread_time()
     defined_in(text)
     names_in(text)
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < 2.0

@@ -130,6 +130,6 @@ def test_a_thousand_known_files_in_a_long_message_are_found_in_no_time() -> None
 
 def test_a_message_made_to_be_slow_is_not() -> None:
     index = known("a" * 5_000, "a" * 2_500 + "b" + "a" * 2_499, *("a" * (300 + n) + "c" for n in range(200)))
-    start = time.perf_counter()
+    start = time.thread_time()
     assert len(index.find("a" * 200_000)) == 40
-    assert time.perf_counter() - start < 10.0
+    assert time.thread_time() - start < 10.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import platform
 import subprocess
@@ -152,17 +153,33 @@ def test_pins_without_llama_cpp_are_told(clone: Path) -> None:
         setup.wanted_build(None)
 
 
-def test_a_build_says_that_it_is_alive(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A real child process whose output is that of a build."""
+def test_a_build_says_that_it_is_alive(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real child process whose output is that of a build, and that stays at a step until it was told."""
     monkeypatch.setattr(setup, "BEAT_S", 0.05)
-    code = "import time\nfor i in range(1, 5): print(f'  [{i}/4] Building CXX object'); time.sleep(0.1)"
-    process = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+    code = (
+        "import select, sys\n"
+        "for i in range(1, 5):\n"
+        "    if i == 4: select.select([sys.stdin], [], [], 60)\n"
+        "    print(f'  [{i}/4] Building CXX object')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
     assert process.stdout is not None
+    stdin = process.stdin
+
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if "step 3 of 4" in text:
+                stdin.close()
+            return super().write(text)
+
+    told = Told()
+    monkeypatch.setattr(sys, "stderr", told)
     with process, (clone / "log").open("w") as log:
         setup.Progress().follow(process.stdout, log)
-    assert "compiling, step 3 of 4" in capfd.readouterr().err
+    assert "compiling, step 3 of 4" in told.getvalue()
     assert "[4/4]" in (clone / "log").read_text()
 
 
