@@ -96,8 +96,9 @@ class Wire:
             task.add_done_callback(came.put)
             begun.append(task)
 
-        self._check_open()
-        self._loop.call_soon_threadsafe(begin)
+        with self._lock:  # what is begun is begun before `close` looks for what to end
+            self._check_open()
+            self._loop.call_soon_threadsafe(begin)
         has_ended = False
         try:
             while True:
@@ -140,10 +141,11 @@ class Wire:
             raise EngineError(f"the connection to {self.where} was closed")
 
     def _result(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._is_closed:
-            work.close()
-            self._check_open()
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if self._is_closed:
+                work.close()
+                self._check_open()
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except httpx.HTTPError as error:
@@ -198,8 +200,10 @@ class Wire:
 
     async def _shut_down(self) -> None:
         mine = asyncio.current_task()
-        others = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # A request that is ended may have begun others, such as a connection, that end after it.
+        while others := [task for task in asyncio.all_tasks() if task is not mine]:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+        await self._loop.shutdown_asyncgens()
