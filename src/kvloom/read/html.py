@@ -24,6 +24,8 @@ _PARAGRAPH_TAGS = (
 _PARAGRAPHS = frozenset(_PARAGRAPH_TAGS.split())
 _LINES = frozenset({"li", "tr", "dt", "dd", "br", "caption"})
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_PERMALINK = "headerlink"
+"""The class of the link to itself that Sphinx and MkDocs put behind a heading: a sign, no word of it."""
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _FENCE = "```"
@@ -68,13 +70,17 @@ def _text(soup: BeautifulSoup) -> str:
         if isinstance(element, Tag):
             if is_end:
                 out.end(element.name)
-            elif element.name not in _DROPPED:
+            elif element.name not in _DROPPED and not _is_permalink(element):
                 out.begin(element.name)
                 waiting.append((element, True))
                 waiting += [(child, False) for child in reversed(element.contents)]
         elif isinstance(element, NavigableString) and not isinstance(element, PreformattedString):
             out.add(str(element))
     return out.text()
+
+
+def _is_permalink(element: Tag) -> bool:
+    return element.name == "a" and _PERMALINK in element.get_attribute_list("class")
 
 
 class _Lines:

@@ -57,6 +57,14 @@ def test_the_title_is_the_heading_where_the_page_opens_with_none() -> None:
     assert text_of("<title>My page</title><h1>Shown</h1><p>words</p>") == "# Shown\n\nwords\n"
 
 
+def test_a_headings_link_to_itself_is_no_text() -> None:
+    html = (
+        '<h1>Bells<a class="headerlink" href="#bells" title="Link">¶</a></h1>'
+        '<p>See <a class="reference">the ¶ sign</a>.</p><dl><dt>ring()<a class="big headerlink">#</a></dt></dl>'
+    )
+    assert text_of(html) == "# Bells\n\nSee the ¶ sign.\n\nring()\n"
+
+
 def test_an_empty_heading_leaves_no_mark() -> None:
     assert text_of("<p>a</p><h2> </h2><p>b</p>") == "a\n\nb\n"
 
