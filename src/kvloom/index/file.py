@@ -19,8 +19,9 @@ from kvloom.errors import IndexDamagedError, StoreError
 from kvloom.index.values import CLOSED
 from kvloom.text.words import TOKENIZER
 
-FORMAT_VERSION = 3
-"""Raised with every change of the tables, of the passages' sizes, or of how words are cut: the rows would not fit."""
+FORMAT_VERSION = 4
+"""Raised with every change of the tables, of the passages' sizes, or of how texts are taken out of files and words are
+cut: the rows would not fit."""
 
 _APPLICATION_ID = 0x6B766C69
 """`kvli`, in SQLite's header: another program's database is not taken for ours."""
@@ -62,7 +63,8 @@ _TABLES = (
 _CUT_ANEW = "UPDATE documents SET read_ns = -1"
 """With the next update every file is read again, and a text that is handed over again is cut again; until then their
 passages stand as they were. A purged passage comes back in a larger one, as with any file that is read again."""
-_UPGRADES = {1: (_SKIPPED, _CUT_ANEW), 2: (_CUT_ANEW,)}
+_TAKEN_ANEW = "UPDATE documents SET read_ns = -1 WHERE kind IN ('pdf', 'html')"
+_UPGRADES = {1: (_SKIPPED, _CUT_ANEW), 2: (_CUT_ANEW,), 3: (_TAKEN_ANEW,)}
 """By version: what makes an index of it one of `FORMAT_VERSION`. Texts that were handed over have no file to be read
 again from."""
 

@@ -72,6 +72,22 @@ def test_files_are_cut_anew_where_they_were_cut_by_another_version(tmp_path: Pat
         assert index.update(read([text], known=index.known)).num_unchanged == 1
 
 
+def test_texts_are_taken_anew_out_of_pdf_and_html_where_another_version_took_them(tmp_path: Path) -> None:
+    page, text, path = tmp_path / "a.html", tmp_path / "a.md", tmp_path / "books.sqlite3"
+    page.write_text("<h1>Bells</h1><p>They ring.</p>")
+    text.write_text("They ring.")
+    for one in (page, text):
+        os.utime(one, (0, 0))  # long settled
+    with LibraryIndex.open(path) as index:
+        index.update(read([page, text]))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    with LibraryIndex.open(path) as index:
+        updated = index.update(read([page, text], known=index.known))
+        assert (updated.num_changed, updated.num_unchanged) == (1, 1)
+
+
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.sqlite3"
     connection = sqlite3.connect(path)

@@ -13,21 +13,35 @@ def slow_pdf() -> bytes:
 def pdf_of(pages: Sequence[Sequence[str]], num_times: int = 1) -> bytes:
     """A PDF whose pages show these lines (Latin letters), in one of the fonts that every viewer has. `num_times`: how
     often the pages come over."""
-    num_pages = len(pages)
+    shown = [" ".join(f"({line}) Tj T*" for line in lines) for lines in pages]
+    return _pdf(shown, b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>", num_times)
+
+
+def tex_pdf_of(lines: Sequence[Sequence[str | int]]) -> bytes:
+    """A page as TeX sets it: letters and gaps (thousandths of the font's size) without spaces, in a font that has
+    another letter, of half its size, where a space should be."""
+    shown = " ".join(
+        f"[{' '.join(f'({part})' if isinstance(part, str) else str(-part) for part in line)}] TJ T*" for line in lines
+    )
+    widths = " ".join(["500"] * 95)
+    font = f"<< /Type /Font /Subtype /Type1 /BaseFont /ABCDEF+Termes /FirstChar 32 /LastChar 126 /Widths [{widths}] >>"
+    return _pdf([shown], font.encode())
+
+
+def _pdf(shown: Sequence[str], font: bytes, num_times: int = 1) -> bytes:
+    num_pages = len(shown)
     kids = " ".join(f"{3 + 2 * i} 0 R" for i in range(num_pages) for _ in range(num_times))
-    font = 3 + 2 * num_pages
+    number = 3 + 2 * num_pages
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {num_pages * num_times} >>".encode(),
     ]
-    for i, lines in enumerate(pages):
-        shown = " ".join(f"({line}) Tj T*" for line in lines)
-        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET".encode("latin-1")
+    for i, one in enumerate(shown):
+        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {one} ET".encode("latin-1")
         page = f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {4 + 2 * i} 0 R "
-        objects.append(f"{page}/Resources << /Font << /F1 {font} 0 R >> >> >>".encode())
+        objects.append(f"{page}/Resources << /Font << /F1 {number} 0 R >> >> >>".encode())
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
-    objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
-    return _assembled(objects)
+    return _assembled([*objects, font])
 
 
 def _assembled(objects: Sequence[bytes]) -> bytes:

@@ -11,7 +11,7 @@ from pypdf import PdfReader, PdfWriter
 from kvloom.errors import ContentError
 from kvloom.read.document import DocumentKind, ReadLimits
 from kvloom.read.pdf import PAGE_BREAK, read_pdf
-from tests.unit.read.pdf_files import pdf_of
+from tests.unit.read.pdf_files import pdf_of, tex_pdf_of
 
 LIMITS = ReadLimits()
 
@@ -31,6 +31,23 @@ def test_pages_come_in_order_with_a_break_between() -> None:
     assert first.splitlines() == ["The first page", "has two lines"]
     assert second == "The second page"
     assert extract.note == ""
+
+
+def test_gaps_between_words_are_spaces_and_gaps_inside_of_them_are_none() -> None:
+    lines: list[list[str | int]] = [
+        ["The", 200, "bell", 230, "in", 250, "the", 180, "T", -80, "o", 120, "w", 40, "er"],
+        ["rings", 200, "A", 110, "V", 60, "E", 333, "twice"],
+    ]
+    extract = read_pdf(tex_pdf_of(lines), "a.pdf", LIMITS)
+    assert extract.text.splitlines() == ["The bell in the Tower", "rings AVE twice"]
+    assert extract.note == ""
+
+
+def test_lines_whose_words_run_into_each_other_are_told() -> None:
+    glued, whole, other = "Keepersringthebells" * 4, "The keepers ring all of the bells " * 3, "0123456789" * 9
+    extract = read_pdf(pdf_of([[glued, whole, whole], [glued, other, "short"]]), "a.pdf", LIMITS)
+    assert extract.note.startswith("its words run into each other: 2 of 5 long lines have hardly a space")
+    assert read_pdf(pdf_of([[glued, *[whole] * 9, other]]), "a.pdf", LIMITS).note == ""
 
 
 def test_pages_without_text_are_said_to_be_scanned() -> None:
