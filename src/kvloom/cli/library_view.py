@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,27 @@ MAX_SKIPPED = 10
 """Files that were passed over, told one by one; of more only their number is."""
 
 
-def place(source: Source) -> str:
-    """`book.md:120-180`: where a passage stands now, whatever name its chunk was given first."""
-    return f"{source.document}:{source.first_line}-{source.last_line}"
+_PAGES = re.compile(r"pages? (\d+)(?:-(\d+))?")
+"""The heading of a passage of a PDF."""
+
+
+def place(passage: Source | Found) -> str:
+    """Where a passage stands now, whatever name its chunk was given first: `book.md:120-180`, of a PDF its pages, as
+    nobody can open the lines of the text that was taken out of it: `book.pdf p. 62`, `book.pdf pp. 62–63`."""
+    pages = _PAGES.fullmatch(passage.heading) if passage.document.lower().endswith(".pdf") else None
+    if pages is None:
+        return f"{passage.document}:{passage.first_line}-{passage.last_line}"
+    return f"{passage.document} " + (f"pp. {pages[1]}–{pages[2]}" if pages[2] else f"p. {pages[1]}")
+
+
+def cited(passage: Source | Found) -> str:
+    """Its place, of HTML with the heading that a browser finds: `book.html:12-30 "Bells"`."""
+    is_html = passage.document.lower().endswith((".html", ".htm", ".xhtml"))
+    return f'{place(passage)} "{passage.heading}"' if is_html and passage.heading else place(passage)
 
 
 def sources_line(sources: Sequence[Source]) -> str:
-    return "sources: " + ", ".join(f"{place(source)} ({amounts.short_id(source.chunk)})" for source in sources)
+    return "sources: " + ", ".join(f"{cited(source)} ({amounts.short_id(source.chunk)})" for source in sources)
 
 
 def explanation(sources: Sequence[Source]) -> RenderableType:
@@ -48,7 +63,7 @@ def explanation(sources: Sequence[Source]) -> RenderableType:
     for source in sources:
         cost = "" if source.restore_s is None else amounts.seconds(source.restore_s)
         table.add_row(
-            Text(amounts.printable(place(source))),
+            Text(amounts.printable(cited(source))),
             f"{source.score:.2f}",
             f"{source.coverage:.0%}",
             *([_cosine(source.similarity)] if has_vectors else []),
@@ -138,12 +153,12 @@ def found_view(found: Sequence[Found], *, with_text: bool) -> RenderableType:
     if not found:
         return "nothing found: no passage has a word of the question"
     if with_text:
-        shown = [f"{one.label}  {one.score:.2f}  {' '.join(one.words)}\n{one.text.strip()}\n" for one in found]
+        shown = [f"{cited(one)}  {one.score:.2f}  {' '.join(one.words)}\n{one.text.strip()}\n" for one in found]
         return Group(*(Text(amounts.printable(text)) for text in shown))
     table = _table(("passage",), ("score", "coverage"), ("words", "heading"))
     for one in found:
         table.add_row(
-            Text(amounts.printable(one.label)),
+            Text(amounts.printable(place(one))),
             f"{one.score:.2f}",
             f"{one.coverage:.0%}",
             Text(amounts.printable(" ".join(one.words))),

@@ -55,6 +55,9 @@ def passages(
         first_word = start + len(part) - len(part.lstrip())
         number = bisect_right(mark_places, first_word) - 1
         heading = marks[number][1] if number >= 0 else ""
+        if kind is DocumentKind.PDF:
+            last_number = bisect_right(mark_places, start + len(part.rstrip()) - 1) - 1
+            heading = f"pages {number + 1}-{last_number + 1}" if last_number > number else heading
         last = max(start, stop - 1)
         found.append(Passage(part, bisect_right(ends, start) + 1, bisect_right(ends, last) + 1, heading))
         start = stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kvloom.cli.options import Options
 from kvloom.engine.llamacpp import LlamaCppEngine
 from kvloom.session.libraries import FOLDER, SUFFIX, adhoc_name, is_adhoc
 from tests.unit.cli.conftest import Kvloom, Ran
+from tests.unit.read.pdf_files import pdf_of
 from tests.unit.session.fakes import fake_loom
 
 FILLER = "The market sells bread and fish and the square is full of people who talk about the weather. "
@@ -108,6 +110,17 @@ def test_a_library_of_ask_is_listed_last_and_marked(filled: Kvloom, books: Path,
     [line] = [line for line in filled("list").out.splitlines() if line.startswith(adhoc)]
     assert " ask " in line
     assert "made by ask" in filled("show", adhoc).out
+
+
+def test_search_tells_the_pages_of_a_pdf(libraries: Kvloom, tmp_path: Path) -> None:
+    book = tmp_path / "book.pdf"
+    book.write_bytes(pdf_of([[FILLER] * 60, [FILLER] * 60, [FACT, *[FILLER] * 60]]))
+    assert libraries("add", "town", book).code == 0
+    [best] = libraries("search", "town", QUESTION, "--limit", "1", "--json").document["found"]
+    assert best["label"] == f"book.pdf:{best['first_line']}-{best['last_line']}"
+    for words in ([], ["--text"]):
+        shown = libraries("search", "town", QUESTION, "--limit", "1", *words).out
+        assert re.search(r"book\.pdf (p\. 3|pp\. 2–3) ", shown), shown
 
 
 def test_search_tells_places_scores_and_words(filled: Kvloom, books: Path) -> None:

@@ -112,6 +112,11 @@ def test_chapters_and_underlines_are_headings_of_prose() -> None:
     assert found["two"].endswith("Usage")
 
 
+def test_a_passage_over_several_pages_of_a_pdf_says_them_all() -> None:
+    text = "\n\f".join(f"On page {number}." for number in range(1, 4)) + "\n\f\n\f"
+    assert [one.heading for one in passages(text, DocumentKind.PDF)] == ["pages 1-3"]
+
+
 def test_a_pdf_says_its_page() -> None:
     text = "\n\f".join(f"{'words of this page ' * 4}{number}" for number in ("one", "two", "three"))
     assert set(headed(text, DocumentKind.PDF).values()) == {"page 1", "page 2", "page 3"}
