@@ -185,6 +185,9 @@ def test_a_library_that_is_gone_is_shown_as_that_and_detached_by_its_name(
     HomeLibraries(tmp_path / "home").delete(name)
     (listed,) = results(kvloom(*here, stdin="/recall\n"))
     assert [(one["name"], one["fault"]) for one in listed["libraries"]] == [(name, "it is not in this home any more")]
+    failed = kvloom(*here, stdin="/reload\n")
+    assert failed.code == 1
+    assert f"/deactivate {name}" in failed.lines[-1]["errors"][0]["message"]
     gone, left = results(kvloom(*here, stdin=f"/deactivate {name}\n/recall\n"))
     assert (gone["detached"], left["libraries"]) == ([name], [])
 
@@ -236,6 +239,24 @@ def test_an_empty_ledger_tells_libraries_from_what_is_in_the_prompt(kvloom: Kvlo
     assert "everything that was given whole is in the prompt; 1 library is attached, and recall is off" in ran
     assert "everything that was ever given" not in ran
     assert results(kvloom(*here, "--json", stdin="/ledger\n"))[0]["libraries"]
+
+
+def test_reload_reads_a_changed_file_of_a_library_anew(kvloom: Kvloom, book: Path) -> None:
+    here = ("chat", "--session", "talk")
+    (loaded,) = results(kvloom(*here, "--json", stdin=f"/load {book.name}\n"))
+    assert "no file of this context has changed" in kvloom(*here, stdin="/reload\n").out
+    book.write_text(book.read_text().replace("Ottokar Brimblewick", "Perpetua Zwirn"))
+    reloaded, _, prompt = results(kvloom(*here, "--json", stdin=f"/reload\n{QUESTION}\n/context prompt\n"))
+    (library,) = reloaded["libraries"]
+    assert (reloaded["reloaded"], library["name"]) == ([], loaded["libraries"][0]["name"])
+    assert library["updated"]["num_changed"] == 1
+    assert library["updated"]["num_passages_added"] <= 2
+    assert "Perpetua Zwirn" in prompt["text"]
+    book.write_text(book.read_text() + "The end.\n")
+    said = kvloom(*here, stdin="/reload\n").out
+    assert "book.md~" in said
+    assert "1 changed" in said
+    assert "no file of this context" not in said
 
 
 def test_recall_of_a_ledger_line_works_as_ever(kvloom: Kvloom, files: list[Path]) -> None:

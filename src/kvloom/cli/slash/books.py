@@ -1,5 +1,5 @@
-"""Files that are too long for the window, in a chat: read into a library that every question is looked up in, and
-told by the file's name.
+"""Files that are too long for the window, in a chat: read into a library that every question is looked up in, read
+anew, told by the file's name.
 
 Knows the façade only.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvloom.cli import amounts
 from kvloom.cli.chat import Stop, cancel_on_interrupt
 from kvloom.cli.library_view import MAX_SKIPPED, updated_lines
-from kvloom.errors import ContentError, UsageError
+from kvloom.errors import CancelledError, ContentError, KvloomError, UsageError
 from kvloom.session.libraries import adhoc_name, meant_by
 
 if TYPE_CHECKING:
@@ -96,3 +96,35 @@ def attached_as(chat: Chat, word: str) -> str | None:
     if len(found) > 1:
         raise UsageError(f"{len(found)} attached libraries are called {word!r}; name one of {', '.join(found)}")
     return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What reading the files of a library anew did to it."""
+
+    name: str
+    updated: Updated
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.updated.num_added or self.updated.num_changed or self.updated.num_removed)
+
+
+def refresh_books(chat: Chat, failures: list[KvloomError]) -> list[Refreshed]:
+    """Those files of the attached libraries that changed are read anew; a library that is gone or damaged goes to
+    `failures`. Raises CancelledError after Ctrl-C."""
+    done, stop = [], Stop()
+    with chat.screen.progress() as progress, cancel_on_interrupt(stop):
+        for name in chat.session.libraries:
+            try:
+                if not chat.loom.has_library(name):
+                    raise UsageError(f"library {name} is not in this home any more; /deactivate {name} detaches it")
+                updated = chat.loom.library(name).refresh(progress, stop.is_cancelled)
+            except CancelledError:
+                raise
+            except KvloomError as error:  # the others may be read all the same
+                failures.append(error)
+                continue
+            stop.check("stopped: /reload goes on where it stopped")
+            done.append(Refreshed(name, updated))
+    return done

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
 from kvloom.cli.context_view import trace_notes, used_tokens
+from kvloom.cli.library_view import updated_lines
 from kvloom.cli.registry import Arguments, Result, slash
 from kvloom.cli.slash import completion
-from kvloom.cli.slash.books import Book, attached_as, open_book, wants_library
+from kvloom.cli.slash.books import Book, attached_as, open_book, refresh_books, wants_library
 from kvloom.errors import CancelledError, ContentError, KvloomError, UnknownChunkError
 from kvloom.session.recall import MIN_REF_CHARS
 
@@ -106,14 +107,27 @@ def _loaded_line(chunk: Chunk, start: int, stop: int) -> str:
     )
 
 
-@slash("/reload", "Take in the files of this context that changed on disk, each in its place.", group=GROUP)
+@slash(
+    "/reload",
+    "Take in the files of this context that changed on disk, each in its place, and those of the attached libraries.",
+    group=GROUP,
+)
 def reload(chat: Chat, args: Arguments) -> Result:
     args.none()
-    moved = chat.session.reload()
+    failures: list[KvloomError] = []
+    refreshed = refresh_books(chat, failures)
+    moved: list[Reloaded] = []
+    try:
+        moved = chat.session.reload()
+    except ContentError as error:  # what the libraries read is told all the same
+        failures.append(error)
     if moved:
         chat.warm()
-    view = "\n".join(reloaded_line(item) for item in moved) or "no file of this context has changed"
-    return Result({"reloaded": moved}, view)
+    lines = [reloaded_line(item) for item in moved]
+    if not moved and not failures and not any(book.is_changed for book in refreshed):
+        lines.append("no file of this context has changed")
+    lines += [line for book in refreshed for line in updated_lines(book.name, book.updated)]
+    return Result({"reloaded": moved, "libraries": refreshed}, "\n".join(lines) or None, tuple(failures))
 
 
 def reloaded_line(item: Reloaded) -> str:
