@@ -13,6 +13,7 @@ from kvloom.cli import amounts
 from kvloom.cli.context_stats import context_stats
 from kvloom.cli.context_view import attention, context_rows, context_view, used_tokens
 from kvloom.cli.kept_view import brings_back, ledger_table, messages_text, snapshots_table
+from kvloom.cli.library_view import attached_line
 from kvloom.cli.registry import Result, known
 from kvloom.cli.standing import read_standing
 from kvloom.cli.stats_view import stats_view
@@ -268,16 +269,39 @@ def ledger(chat: Chat) -> Result:
     lines = chat.session.ledger()
     num_tokens = sum(line.num_tokens for line in lines)
     shown = [{**asdict(line), "how": chat.how(brings_back(line))} for line in lines]
-    return Result({"lines": shown, "num_tokens": num_tokens}, _ledger_view(chat, lines, num_tokens))
+    data = {"lines": shown, "num_tokens": num_tokens, "libraries": chat.session.libraries}
+    return Result(data, _ledger_view(chat, lines, num_tokens))
 
 
 def _ledger_view(chat: Chat, lines: Sequence[LedgerLine], num_tokens: int) -> RenderableType:
     from rich.console import Group
 
     if not lines:
-        return "everything that was ever given is in the prompt"
+        return _nothing_left_out(chat)
     total = f"{amounts.tokens(num_tokens)} tokens in {_counted(len(lines), 'line')} are not in the prompt"
     return Group(ledger_table(lines, chat.how), total)
+
+
+def _nothing_left_out(chat: Chat) -> str:
+    number = len(chat.session.libraries)
+    if not number:
+        return "everything that was ever given is in the prompt"
+    libraries, them = ("1 library is", "it") if number == 1 else (f"{number} libraries are", "them")
+    looked_up = f"looked up as questions need {them}" if chat.session.is_recalling else "attached, and recall is off"
+    return f"everything that was given whole is in the prompt; {libraries} {looked_up}"
+
+
+def attached(chat: Chat) -> Result:
+    """The attached libraries, and whether questions are looked up in them."""
+    libraries, is_on = chat.session.attached(), chat.session.is_recalling
+    data = {"recall": is_on, "libraries": libraries}
+    state = f"recall is {'on' if is_on else 'off'}"
+    if not libraries:
+        return Result(data, f"{state}: no library is attached; /load attaches a long file")
+    other = "off stops looking questions up in" if is_on else "on looks questions up in"
+    them = "it" if len(libraries) == 1 else "them"
+    hint = f"/recall {other} {them}, /deactivate NAME detaches {them if len(libraries) == 1 else 'one'}"
+    return Result(data, "\n".join([f"{state}:", *map(attached_line, libraries), hint]))
 
 
 def recall(chat: Chat, refs: Sequence[str]) -> Result:

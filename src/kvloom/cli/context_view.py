@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvloom.cli import amounts
+from kvloom.cli.library_view import attached_line
 from kvloom.cli.panels import NO_BYTES, TIER_STYLES, tier_text
 from kvloom.cli.standing import AutoCompress, Standing, WindowOrigin
 from kvloom.session.values import ContextUsage, LoomStatus, Segment
@@ -166,6 +167,9 @@ def _add_standing(header: Table, usage: ContextUsage, standing: Standing) -> Non
     header.add_row("Snapshots", f"{standing.num_snapshots} to go back to" if standing.num_snapshots else "none")
     header.add_row("Policy", usage.policy)
     header.add_row("Compress", compress_text(standing))
+    recall = f"recall {'on' if standing.is_recalling else 'off'}"
+    for library in standing.libraries:
+        header.add_row("Library", Text(f"{attached_line(library)} · {recall}"))
 
 
 def compress_text(standing: Standing) -> str:

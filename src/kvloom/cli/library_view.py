@@ -97,6 +97,12 @@ def updated_lines(name: str, updated: Updated) -> list[str]:
     return lines
 
 
+def attached_line(library: ListedLibrary) -> str:
+    """A library that questions are looked up in, or why none can be."""
+    said = library.fault or f"{amounts.tokens(library.num_passages)} passages"
+    return amounts.printable(f"{library.name}: {said}")
+
+
 def known_library(name: str, names: Sequence[str]) -> str:
     """The name, where a library has it. Raises UsageError with the nearest names."""
     if name in names:

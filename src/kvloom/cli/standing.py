@@ -1,4 +1,4 @@
-"""What the status box shows beside the window: memory, the guard, snapshots, compression. Reads the façade only."""
+"""What the status box shows beside the window: memory, guard, snapshots, libraries and more. Reads the façade only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kvloom.memory.sizing import beyond_trained
 
 if TYPE_CHECKING:
     from kvloom.memory.reading import MemoryReading
+    from kvloom.session.home_libraries import ListedLibrary
     from kvloom.session.loom import Loom
     from kvloom.session.session import Session
 
@@ -41,7 +42,7 @@ class Standing:
 
     `guard` is its level, or "off"; `safe_limit_tokens` fit below its soft limit (None: not known). `interventions`:
     what it did, the newest last. A compression begins at `compress_at_tokens`. `window_warning` is empty where
-    nothing speaks against the window.
+    nothing speaks against the window. `libraries` are attached; `is_recalling`: questions are looked up in them.
     """
 
     memory: tuple[MemoryReading, ...]
@@ -55,6 +56,8 @@ class Standing:
     compress_strategy: str
     window_origin: WindowOrigin = WindowOrigin.DEFAULT
     window_warning: str = ""
+    libraries: tuple[ListedLibrary, ...] = ()
+    is_recalling: bool = True
 
 
 def read_standing(loom: Loom, session: Session, origin: WindowOrigin | None = None) -> Standing:
@@ -78,6 +81,8 @@ def read_standing(loom: Loom, session: Session, origin: WindowOrigin | None = No
         compress_strategy=settings.strategy,
         window_origin=_origin(loom, session, origin),
         window_warning=beyond_trained(usage.capacity, trained_length(loom)),
+        libraries=tuple(session.attached()),
+        is_recalling=session.is_recalling,
     )
 
 

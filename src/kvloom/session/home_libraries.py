@@ -29,7 +29,23 @@ class HomeLibraries:
 
     def libraries(self) -> list[ListedLibrary]:
         """As `names`; a damaged one does not hide the others."""
-        return [self._listed(name) for name in self.names()]
+        return [self.listed(name) for name in self.names()]
+
+    def listed(self, name: str) -> ListedLibrary:
+        """One as it stands in the list. Where it is gone or damaged, that is its fault; none is made."""
+        if not self.has(name):
+            return ListedLibrary(name, 0, 0, 0, is_adhoc(name), "it is not in this home any more")
+        try:
+            library = self.open(name)
+        except StoreError as error:
+            return self._faulty(name, error)
+        try:
+            info = library.info()
+            return ListedLibrary(name, info.num_documents, info.num_passages, info.size_bytes, info.is_adhoc)
+        except StoreError as error:
+            return self._faulty(name, error)
+        finally:
+            library.close()
 
     def has(self, name: str) -> bool:
         """Raises UsageError for what cannot be a library's name."""
@@ -51,19 +67,6 @@ class HomeLibraries:
             return self.has(name)
         except UsageError:
             return False
-
-    def _listed(self, name: str) -> ListedLibrary:
-        try:
-            library = self.open(name)
-        except StoreError as error:
-            return self._faulty(name, error)
-        try:
-            info = library.info()
-            return ListedLibrary(name, info.num_documents, info.num_passages, info.size_bytes, info.is_adhoc)
-        except StoreError as error:
-            return self._faulty(name, error)
-        finally:
-            library.close()
 
     def _faulty(self, name: str, error: StoreError) -> ListedLibrary:
         size_bytes = file_of(self.home, name).stat().st_size

@@ -41,6 +41,7 @@ __all__ = [
     "file_of",
     "is_adhoc",
     "is_given",
+    "meant_by",
     "names_in",
 ]
 
@@ -309,6 +310,18 @@ def adhoc_name(paths: Sequence[Path]) -> str:
     first = "".join(c if c.isprintable() else "_" for c in Path(places[0]).name) or "root"
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return f"{first[:40].strip()}{more}{ADHOC}{digest[:ADHOC_DIGITS]}"
+
+
+def meant_by(word: str, names: Iterable[str]) -> list[str]:
+    """Which of these libraries a word means: the one of this name, or else those that were made for this file alone,
+    by its path or by its name without folders."""
+    path = Path(os.path.abspath(os.path.expanduser(word)))  # noqa: PTH100, PTH111 - Path raises for an unknown ~user
+    exact = adhoc_name([path])
+    found = [name for name in names if name in (word, exact)]
+    if found or path.name != word:
+        return found
+    title, _, _ = exact.rpartition(ADHOC)
+    return [name for name in names if is_adhoc(name) and name.rpartition(ADHOC)[0] == title]
 
 
 def _size(file: Path) -> int:

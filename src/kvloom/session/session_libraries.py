@@ -13,6 +13,7 @@ from kvloom.context.placing import with_passages
 from kvloom.errors import UsageError
 from kvloom.session.budget import Budget
 from kvloom.session.desk import Desk
+from kvloom.session.home_libraries import HomeLibraries, ListedLibrary
 
 if TYPE_CHECKING:
     from kvloom.session.libraries import Library
@@ -30,6 +31,11 @@ class SessionLibraries:
     def libraries(self) -> tuple[str, ...]:
         """The names of the attached ones, kept with the session."""
         return self._desk.manifest.libraries
+
+    def attached(self) -> list[ListedLibrary]:
+        """The attached ones as they stand in the home; one that is gone or damaged is told with its fault."""
+        home = HomeLibraries(self.loom.home)
+        return [home.listed(name) for name in self.libraries]
 
     @property
     def is_recalling(self) -> bool:

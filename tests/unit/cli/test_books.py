@@ -8,6 +8,7 @@ import pytest
 
 from kvloom.cli.chat import Chat
 from kvloom.cli.slash.books import BYTES_PER_TOKEN, wants_library
+from kvloom.session.home_libraries import HomeLibraries
 from tests.unit.cli.conftest import Kvloom, Ran, results
 
 FILLER = "The market sells bread and fish and the square is full of people who talk about the weather. "
@@ -158,6 +159,104 @@ def test_a_chat_shows_sources_under_the_reply_and_remembers_its_library(kvloom: 
     assert "is looked up passage by passage" in ran.out
     assert "/recall off stops that" in ran.out
     assert "sources: book.md:" in kvloom(*words, stdin=f"{QUESTION}\n").out
+
+
+def test_context_shows_what_is_attached_and_whether_it_is_looked_up(kvloom: Kvloom, book: Path) -> None:
+    here = ("chat", "--session", "talk")
+    loaded, context = results(kvloom(*here, "--json", stdin=f"/load {book.name}\n/context\n"))
+    (library,) = context["standing"]["libraries"]
+    assert (library["name"], library["fault"]) == (loaded["libraries"][0]["name"], "")
+    assert library["num_passages"] == loaded["libraries"][0]["updated"]["num_passages_added"]
+    assert context["standing"]["is_recalling"]
+    line = f"{library['name']}: {library['num_passages']} passages · recall"
+    assert f"{line} on" in kvloom(*here, stdin="/context\n").out, "with the session, in another process"
+    assert f"{line} off" in kvloom(*here, stdin="/recall off\n/context\n").out
+    assert f"{line} off" in kvloom("context", "show", "--session", "talk").out
+    stored = kvloom("context", "show", "--session", "talk", "--json").document["standing"]
+    assert [one["name"] for one in stored["libraries"]] == [library["name"]]
+    assert not stored["is_recalling"]
+
+
+def test_a_library_that_is_gone_is_shown_as_that_and_detached_by_its_name(
+    kvloom: Kvloom, book: Path, tmp_path: Path
+) -> None:
+    here = ("chat", "--session", "talk", "--json")
+    name = results(kvloom(*here, stdin=f"/load {book.name}\n"))[0]["libraries"][0]["name"]
+    HomeLibraries(tmp_path / "home").delete(name)
+    (listed,) = results(kvloom(*here, stdin="/recall\n"))
+    assert [(one["name"], one["fault"]) for one in listed["libraries"]] == [(name, "it is not in this home any more")]
+    failed = kvloom(*here, stdin="/reload\n")
+    assert failed.code == 1
+    assert f"/deactivate {name}" in failed.lines[-1]["errors"][0]["message"]
+    gone, left = results(kvloom(*here, stdin=f"/deactivate {name}\n/recall\n"))
+    assert (gone["detached"], left["libraries"]) == ([name], [])
+
+
+@pytest.mark.parametrize("by", ["name", "file", "path"])
+def test_deactivate_of_a_library_detaches_it_and_undo_attaches_it_again(by: str, kvloom: Kvloom, book: Path) -> None:
+    here = ("chat", "--session", "talk", "--json")
+    name = results(kvloom(*here, stdin=f"/load {book.name} a.py\n"))[0]["libraries"][0]["name"]
+    word = {"name": name, "file": book.name, "path": book}[by]
+    script = f"/deactivate {word} a.py\n{QUESTION}\n/recall\n/clear 1\n/undo\n/undo\n/undo\n/recall\n"
+    off, reply, none, *_, back = results(kvloom(*here, stdin=script))
+    assert (off["detached"], len(off["ids"]), reply["sources"], none["libraries"]) == ([name], 1, [], [])
+    assert [one["name"] for one in back["libraries"]] == [name]
+    said = kvloom("chat", "--session", "talk", stdin=f"/deactivate {word}\n").out
+    assert f"detached: {name}: no question is looked up there any more; /undo takes it back" in said
+    assert "off:" not in said
+
+
+def test_a_wrong_name_beside_a_library_detaches_nothing(kvloom: Kvloom, book: Path) -> None:
+    assert kvloom("chat", "--session", "talk", stdin=f"/load {book.name}\n/deactivate {book.name} nothing\n").code == 1
+    assert len(results(kvloom("chat", "--session", "talk", "--json", stdin="/recall\n"))[0]["libraries"]) == 1
+
+
+def test_a_file_name_that_several_libraries_were_made_for_is_asked_about(kvloom: Kvloom, book: Path) -> None:
+    for folder in ("one", "two"):
+        (book.parent / folder).mkdir()
+        (book.parent / folder / book.name).write_text(book.read_text())
+    ran = kvloom("chat", "--session", "talk", stdin="/load one/book.md two/book.md\n/deactivate book.md\n")
+    assert ran.code == 1
+    assert "2 attached libraries are called 'book.md'; name one of book.md~" in ran.err
+    off, left = results(kvloom("chat", "--session", "talk", "--json", stdin="/deactivate one/book.md\n/recall\n"))
+    (other,) = left["libraries"]
+    assert off["detached"] != [other["name"]]
+
+
+def test_recall_alone_lists_what_is_attached(kvloom: Kvloom, book: Path) -> None:
+    assert "recall is on: no library is attached; /load attaches a long file" in kvloom("chat", stdin="/recall\n").out
+    on = kvloom("chat", "--session", "talk", stdin=f"/load {book.name}\n/recall\n").out
+    assert "recall is on:\nbook.md~" in on
+    assert "/recall off stops looking questions up in it, /deactivate NAME detaches it" in on
+    off = kvloom("chat", "--session", "talk", stdin="/recall off\n/recall\n").out
+    assert off.count("recall is off:\nbook.md~") == 2
+
+
+def test_an_empty_ledger_tells_libraries_from_what_is_in_the_prompt(kvloom: Kvloom, book: Path) -> None:
+    here = ("chat", "--session", "talk")
+    ran = kvloom(*here, stdin=f"/load {book.name}\n/ledger\n/recall off\n/ledger\n").out
+    assert "everything that was given whole is in the prompt; 1 library is looked up as questions need it" in ran
+    assert "everything that was given whole is in the prompt; 1 library is attached, and recall is off" in ran
+    assert "everything that was ever given" not in ran
+    assert results(kvloom(*here, "--json", stdin="/ledger\n"))[0]["libraries"]
+
+
+def test_reload_reads_a_changed_file_of_a_library_anew(kvloom: Kvloom, book: Path) -> None:
+    here = ("chat", "--session", "talk")
+    (loaded,) = results(kvloom(*here, "--json", stdin=f"/load {book.name}\n"))
+    assert "no file of this context has changed" in kvloom(*here, stdin="/reload\n").out
+    book.write_text(book.read_text().replace("Ottokar Brimblewick", "Perpetua Zwirn"))
+    reloaded, _, prompt = results(kvloom(*here, "--json", stdin=f"/reload\n{QUESTION}\n/context prompt\n"))
+    (library,) = reloaded["libraries"]
+    assert (reloaded["reloaded"], library["name"]) == ([], loaded["libraries"][0]["name"])
+    assert library["updated"]["num_changed"] == 1
+    assert library["updated"]["num_passages_added"] <= 2
+    assert "Perpetua Zwirn" in prompt["text"]
+    book.write_text(book.read_text() + "The end.\n")
+    said = kvloom(*here, stdin="/reload\n").out
+    assert "book.md~" in said
+    assert "1 changed" in said
+    assert "no file of this context" not in said
 
 
 def test_recall_of_a_ledger_line_works_as_ever(kvloom: Kvloom, files: list[Path]) -> None:

@@ -53,6 +53,13 @@ def test_lines_of_the_ledger_the_newest_first_and_none_twice(chat: Chat) -> None
     assert offered(chat, f"/recall {refs[0]}") == [refs[1]]
 
 
+def test_libraries_are_offered_to_be_detached(chat: Chat) -> None:
+    library = chat.loom.library("handbook")
+    chat.session.attach(library)
+    assert offered(chat, "/deactivate") == ["handbook"]
+    assert offered(chat, "/deactivate handbook") == []
+
+
 def test_numbers_of_turns_to_clear_and_to_pin(chat: Chat) -> None:
     assert offered(chat, "/clear 2") == ["3", "1"]
     assert offered(chat, "/context clear") == ["3", "2", "1"]

@@ -1,4 +1,5 @@
-"""Files that are too long for the window, in a chat: read into a library that every question is looked up in.
+"""Files that are too long for the window, in a chat: read into a library that every question is looked up in, read
+anew, told by the file's name.
 
 Knows the façade only.
 """
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 from kvloom.cli import amounts
 from kvloom.cli.chat import Stop, cancel_on_interrupt
 from kvloom.cli.library_view import MAX_SKIPPED, updated_lines
-from kvloom.errors import ContentError
-from kvloom.session.libraries import adhoc_name
+from kvloom.errors import CancelledError, ContentError, KvloomError, UsageError
+from kvloom.session.libraries import adhoc_name, meant_by
 
 if TYPE_CHECKING:
     from kvloom.cli.chat import Chat
@@ -82,3 +83,48 @@ def open_book(chat: Chat, path: Path) -> Book:
         raise ContentError(f"there is no text in {path}: {why or 'no file was found'}")
     chat.session.attach(library)
     return Book(path, library, updated)
+
+
+def attached_as(chat: Chat, word: str) -> str | None:
+    """The attached library of this name, or that was made for this file; None where it is a chunk's, or nothing's.
+
+    Raises UsageError where several were made for files of this name.
+    """
+    libraries = chat.session.libraries
+    is_chunk = any(part.kind == "chunk" and part.name == word for part in chat.session.usage().segments)
+    found = [name for name in libraries if name == word] if is_chunk else meant_by(word, libraries)
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} attached libraries are called {word!r}; name one of {', '.join(found)}")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What reading the files of a library anew did to it."""
+
+    name: str
+    updated: Updated
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.updated.num_added or self.updated.num_changed or self.updated.num_removed)
+
+
+def refresh_books(chat: Chat, failures: list[KvloomError]) -> list[Refreshed]:
+    """Those files of the attached libraries that changed are read anew; a library that is gone or damaged goes to
+    `failures`. Raises CancelledError after Ctrl-C."""
+    done, stop = [], Stop()
+    with chat.screen.progress() as progress, cancel_on_interrupt(stop):
+        for name in chat.session.libraries:
+            try:
+                if not chat.loom.has_library(name):
+                    raise UsageError(f"library {name} is not in this home any more; /deactivate {name} detaches it")
+                updated = chat.loom.library(name).refresh(progress, stop.is_cancelled)
+            except CancelledError:
+                raise
+            except KvloomError as error:  # the others may be read all the same
+                failures.append(error)
+                continue
+            stop.check("stopped: /reload goes on where it stopped")
+            done.append(Refreshed(name, updated))
+    return done

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from kvloom.cli import amounts
 from kvloom.cli.context_view import trace_notes, used_tokens
+from kvloom.cli.library_view import updated_lines
 from kvloom.cli.registry import Arguments, Result, slash
 from kvloom.cli.slash import completion
-from kvloom.cli.slash.books import Book, open_book, wants_library
+from kvloom.cli.slash.books import Book, attached_as, open_book, refresh_books, wants_library
 from kvloom.errors import CancelledError, ContentError, KvloomError, UnknownChunkError
 from kvloom.session.recall import MIN_REF_CHARS
 
@@ -106,14 +107,27 @@ def _loaded_line(chunk: Chunk, start: int, stop: int) -> str:
     )
 
 
-@slash("/reload", "Take in the files of this context that changed on disk, each in its place.", group=GROUP)
+@slash(
+    "/reload",
+    "Take in the files of this context that changed on disk, each in its place, and those of the attached libraries.",
+    group=GROUP,
+)
 def reload(chat: Chat, args: Arguments) -> Result:
     args.none()
-    moved = chat.session.reload()
+    failures: list[KvloomError] = []
+    refreshed = refresh_books(chat, failures)
+    moved: list[Reloaded] = []
+    try:
+        moved = chat.session.reload()
+    except ContentError as error:  # what the libraries read is told all the same
+        failures.append(error)
     if moved:
         chat.warm()
-    view = "\n".join(reloaded_line(item) for item in moved) or "no file of this context has changed"
-    return Result({"reloaded": moved}, view)
+    lines = [reloaded_line(item) for item in moved]
+    if not moved and not failures and not any(book.is_changed for book in refreshed):
+        lines.append("no file of this context has changed")
+    lines += [line for book in refreshed for line in updated_lines(book.name, book.updated)]
+    return Result({"reloaded": moved, "libraries": refreshed}, "\n".join(lines) or None, tuple(failures))
 
 
 def reloaded_line(item: Reloaded) -> str:
@@ -123,30 +137,43 @@ def reloaded_line(item: Reloaded) -> str:
     )
 
 
-def _switch(chat: Chat, args: Arguments, *, on: bool) -> Result:
+@slash("/activate ID…", "Switch chunks on; the model sees them again.", group=GROUP, complete=completion.chunks)
+def activate(chat: Chat, args: Arguments) -> Result:
     refs = args.some("chunk")
-    (chat.session.activate if on else chat.session.deactivate)(*refs)
-    return _switched(chat, refs, "on" if on else "off")
+    chat.session.activate(*refs)
+    return _switched(chat, refs, "on")
 
 
-slash("/activate ID…", "Switch chunks on; the model sees them again.", group=GROUP, complete=completion.chunks)(
-    partial(_switch, on=True)
-)
-slash(
+@slash(
     "/deactivate ID…",
-    "Switch chunks off; the model no longer attends to them, their KV is kept.",
+    "Switch chunks off; the model no longer attends to them, their KV is kept. An attached library, by its name or its "
+    "file's, is detached.",
     group=GROUP,
-    complete=completion.context_chunks,
-)(partial(_switch, on=False))
+    complete=completion.context_chunks_and_libraries,
+)
+def deactivate(chat: Chat, args: Arguments) -> Result:
+    refs = args.some("chunk or library")
+    books = {ref: name for ref in refs if (name := attached_as(chat, ref)) is not None}
+    chunks = tuple(ref for ref in refs if ref not in books)
+    detached = tuple(dict.fromkeys(books.values()))
+    if chunks:  # the first: a wrong name among them is refused before anything is detached
+        chat.session.deactivate(*chunks)
+    if detached:
+        chat.session.detach(*detached)
+    return _switched(chat, chunks, "off", detached)
 
 
-def _switched(chat: Chat, refs: tuple[str, ...], state: str) -> Result:
+def _switched(chat: Chat, refs: tuple[str, ...], state: str, detached: tuple[str, ...] = ()) -> Result:
     usage = chat.session.usage()
     named = [_named(chat, ref) for ref in refs]
     notes = trace_notes(usage)
-    lines = [f"{state}: {', '.join(name for _, name in named)}", *notes]
-    lines.append(f"{used_tokens(usage)} of {amounts.tokens(usage.capacity)} tokens used")
+    lines = [f"{state}: {', '.join(name for _, name in named)}"] if named else []
+    if detached:
+        lines.append(f"detached: {', '.join(detached)}: no question is looked up there any more; /undo takes it back")
+    lines += [*notes, f"{used_tokens(usage)} of {amounts.tokens(usage.capacity)} tokens used"]
     data = {"ids": [chunk for chunk, _ in named], "state": state, "used": usage.used, "notes": notes}
+    if detached:
+        data["detached"] = detached
     return Result(data, "\n".join(lines))
 
 

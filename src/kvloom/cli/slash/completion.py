@@ -52,6 +52,12 @@ def context_chunks(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
     return [suggestion for text, suggestion in found.items() if text not in before]
 
 
+def context_chunks_and_libraries(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
+    """What can be switched off in this context: its chunks, and the libraries that are attached to it."""
+    libraries = [Suggestion(name, "library") for name in chat.session.libraries if name not in before]
+    return [*context_chunks(chat, before), *libraries]
+
+
 def one_context_chunk(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
     return [] if before else context_chunks(chat, before)
 

@@ -112,21 +112,18 @@ def _complete_recall(chat: Chat, before: Sequence[str]) -> Iterable[Suggestion]:
 
 
 @slash(
-    "/recall ID…|on|off",
-    "Bring turns and chunks of the ledger back to their places; whether questions are looked up in what is attached.",
+    "/recall [ID…|on|off]",
+    "Bring turns and chunks of the ledger back to their places; on, off: whether questions are looked up in the "
+    "attached libraries. Alone it lists those.",
     group=GROUP,
     complete=_complete_recall,
 )
 def recall(chat: Chat, args: Arguments) -> Result:
-    words = args.some("line of the ledger, or on or off")
-    if words[0] not in RECALL_SWITCHES:
-        return verbs.recall(chat, words)
-    args.one("of on and off")
-    chat.session.set_recall(words[0] == "on")
-    names = chat.session.libraries
-    attached = ", ".join(names) or "no library is attached; /load attaches a long file"
-    view = f"recall {words[0]}: {attached}"
-    return Result({"recall": chat.session.is_recalling, "libraries": names}, view)
+    if args.words and args.words[0] not in RECALL_SWITCHES:
+        return verbs.recall(chat, args.words)
+    if switch := args.at_most_one("of on and off"):
+        chat.session.set_recall(switch == "on")
+    return verbs.attached(chat)
 
 
 @slash(
