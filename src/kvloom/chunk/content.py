@@ -24,6 +24,7 @@ _BLOCK_BYTES = 1 << 20
 _SNIFF_BYTES = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 
+_ASK_AS_BOOK = 'a chunk is read whole; name it as a book instead, as in kvloom ask FILE "…"'
 _ASK_FOR_TEXT = "extract its text first, and load that"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image", "images are not supported: describe it in a text file, and load that"),
@@ -32,7 +33,11 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"GIF89a", "a GIF image", "images are not supported: describe it in a text file, and load that"),
     (b"II*\x00", "a TIFF image", "images are not supported: describe it in a text file, and load that"),
     (b"MM\x00*", "a TIFF image", "images are not supported: describe it in a text file, and load that"),
-    (b"%PDF-", "a PDF document", f"{_ASK_FOR_TEXT} (pdftotext FILE.pdf FILE.txt)"),
+    (
+        b"%PDF-",
+        "a PDF document",
+        f'name it as a book, as in kvloom ask FILE.pdf "…", or {_ASK_FOR_TEXT} (pdftotext FILE.pdf FILE.txt)',
+    ),
     (b"PK\x03\x04", "a zip archive or an office document", f"unpack it or {_ASK_FOR_TEXT}"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old office document", _ASK_FOR_TEXT),
     (b"\x1f\x8b", "gzip data", "unpack it first (gunzip)"),
@@ -90,14 +95,17 @@ def read_file(path: Path, *, max_bytes: int = MAX_CONTENT_BYTES, repair: bool = 
 
     The size is checked before anything is read. A file that changes while it is read is read again, three times.
     """
-    data, source = read_raw(path, max_bytes=max_bytes)
+    data, source = read_raw(path, max_bytes=max_bytes, advice=_ASK_AS_BOOK)
     return _content(data, str(path), source, repair)
 
 
-def read_raw(path: Path, *, max_bytes: int = MAX_CONTENT_BYTES) -> tuple[bytes, Source]:
-    """The bytes of a regular file as they stood at one moment, whatever they are. Raises ContentError."""
+def read_raw(path: Path, *, max_bytes: int, advice: str) -> tuple[bytes, Source]:
+    """The bytes of a regular file as they stood at one moment, whatever they are.
+
+    Raises ContentError, with `advice` for what is too large.
+    """
     for _ in range(_NUM_READS):
-        before, data, after = _read_once(path, max_bytes)
+        before, data, after = _read_once(path, max_bytes, advice)
         if _stamp(before) == _stamp(after) and len(data) == after.st_size:
             return data, Source(path.absolute(), after.st_mtime_ns, after.st_size)
     raise ContentError(f"{path} changes while it is read ({_NUM_READS} tries): load it again when it is written")
@@ -111,7 +119,9 @@ def read_text(text: str, *, name: str = "text", max_bytes: int = MAX_CONTENT_BYT
         message = f"{name}: character {exc.start} is half of a surrogate pair and stands for nothing: remove it"
         raise ContentError(message) from exc
     if len(data) > max_bytes:
-        raise ContentError(f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or raise the limit")
+        raise ContentError(
+            f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or add it to a library"
+        )
     if not text.strip():
         raise ContentError(f"{name} is empty: there is nothing to load")
     if "\x00" in text:
@@ -123,7 +133,9 @@ def read_text(text: str, *, name: str = "text", max_bytes: int = MAX_CONTENT_BYT
 def read_bytes(data: bytes, *, name: str, max_bytes: int = MAX_CONTENT_BYTES, repair: bool = False) -> Content:
     """Content of bytes that came from elsewhere under a label. Raises ContentError as `read_file` does."""
     if len(data) > max_bytes:
-        raise ContentError(f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or raise the limit")
+        raise ContentError(
+            f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or add it to a library"
+        )
     return _content(data, name, None, repair)
 
 
@@ -137,7 +149,7 @@ def decode_content(data: bytes) -> str:
     return data.removeprefix(_BOM).decode()
 
 
-def _read_once(path: Path, max_bytes: int) -> tuple[os.stat_result, bytes, os.stat_result]:
+def _read_once(path: Path, max_bytes: int, advice: str) -> tuple[os.stat_result, bytes, os.stat_result]:
     try:
         # Not blocking, so that a pipe without a writer cannot hang us; regular files do not care.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -145,13 +157,13 @@ def _read_once(path: Path, max_bytes: int) -> tuple[os.stat_result, bytes, os.st
         raise _unreadable(path, exc) from exc
     try:
         before = os.fstat(handle)
-        _check_kind(path, before, max_bytes)
+        _check_kind(path, before, max_bytes, advice)
         blocks, size = [], 0
         while size <= max_bytes and (block := os.read(handle, _BLOCK_BYTES)):
             blocks.append(block)
             size += len(block)
         if size > max_bytes:
-            raise _too_large(path, size, max_bytes)
+            raise _too_large(path, size, max_bytes, advice)
         return before, b"".join(blocks), os.fstat(handle)
     except OSError as exc:
         raise _unreadable(path, exc) from exc
@@ -159,19 +171,17 @@ def _read_once(path: Path, max_bytes: int) -> tuple[os.stat_result, bytes, os.st
         os.close(handle)
 
 
-def _check_kind(path: Path, found: os.stat_result, max_bytes: int) -> None:
+def _check_kind(path: Path, found: os.stat_result, max_bytes: int, advice: str) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise ContentError(f"{path} is a directory: name its files, as in {path}/*.py")
     if not stat.S_ISREG(found.st_mode):
         raise ContentError(f"{path} is a device, pipe or socket: only regular files can be loaded")
     if found.st_size > max_bytes:
-        raise _too_large(path, found.st_size, max_bytes)
+        raise _too_large(path, found.st_size, max_bytes, advice)
 
 
-def _too_large(path: Path, size: int, max_bytes: int) -> ContentError:
-    return ContentError(
-        f"{path} has {size:,} bytes, the limit for one file is {max_bytes:,}: load a part of it, or raise the limit"
-    )
+def _too_large(path: Path, size: int, max_bytes: int, advice: str) -> ContentError:
+    return ContentError(f"{path} has {size:,} bytes, the limit for one file is {max_bytes:,}: {advice}")
 
 
 def _unreadable(path: Path, exc: OSError | ValueError) -> ContentError:

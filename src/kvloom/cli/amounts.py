@@ -16,6 +16,11 @@ def tokens(count: int, *, is_estimate: bool = False) -> str:
     return f"~{count:,}" if is_estimate else f"{count:,}"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def size(num_bytes: int) -> str:
     """Binary units, three digits at most before the point."""
     value = float(num_bytes)

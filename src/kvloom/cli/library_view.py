@@ -59,7 +59,11 @@ def explanation(sources: Sequence[Source]) -> RenderableType:
     has_vectors = any(source.similarity is not None for source in sources)
     near = ("near",) if has_vectors else ()
     for title in ("passage", "score", "coverage", *near, "because of", "tokens", "KV was", "cost"):
-        table.add_column(title, justify="right" if title in ("score", "coverage", "near", "tokens", "cost") else "left")
+        is_number = title in ("score", "coverage", "near", "tokens", "cost")
+        # What names a passage is never cut; numbers are never broken.
+        table.add_column(title, justify="right", no_wrap=True) if is_number else table.add_column(
+            title, overflow="fold"
+        )
     for source in sources:
         cost = "" if source.restore_s is None else amounts.seconds(source.restore_s)
         table.add_row(
@@ -87,7 +91,7 @@ def updated_lines(name: str, updated: Updated) -> list[str]:
     )  # fmt: skip
     said = ", ".join(f"{count} {word}" for count, word in moved if count)
     if said:
-        lines.append(f"{name}: {said}, {updated.num_passages_added} passages indexed")
+        lines.append(f"{name}: {said}, {amounts.counted(updated.num_passages_added, 'passage')} indexed")
     lines += [f"{document}: {note}" for document, note in updated.notes]
     lines += [f"passed over: {skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED]]
     if len(updated.skipped) > MAX_SKIPPED:
@@ -135,8 +139,8 @@ def library_view(info: LibraryInfo, documents: Sequence[DocumentInfo], roots: Se
 
     made_by = ", made by ask" if info.is_adhoc else ""
     head = (
-        f"{info.name}{made_by}: {amounts.tokens(info.num_documents)} documents, "
-        f"{amounts.tokens(info.num_passages)} passages, {amounts.size(info.size_bytes)}"
+        f"{info.name}{made_by}: {amounts.counted(info.num_documents, 'document')}, "
+        f"{amounts.counted(info.num_passages, 'passage')}, {amounts.size(info.size_bytes)}"
     )
     lines = [head, f"reads: {', '.join(roots)}" if roots else "reads no file: its documents were handed over"]
     table = _table(("document", "kind"), ("size", "passages"), ("note",))

@@ -5,6 +5,7 @@ Knows no command's name and no session.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,19 @@ class Command:
 
 
 Line = Question | Command
+
+
+def check_utf8(text: str, what: str) -> str:
+    """The text. Raises UsageError where bytes of it are no UTF-8: those stand in it as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        place, byte = len(text[: exc.start].encode()), os.fsencode(text[exc.start])
+        raise UsageError(
+            f"{what} is not UTF-8 text: byte {place} (0x{byte.hex()}) cannot be read; convert it first "
+            "(iconv -f LATIN1 -t UTF-8)"
+        ) from exc
+    return text
 
 
 def parse_line(text: str) -> Line:
@@ -108,17 +122,27 @@ def read_script(lines: Iterator[str]) -> Iterator[ScriptLine]:
         line = raw.rstrip("\n")
         if not line.strip():
             continue
+        try:
+            check_utf8(line, "the line")
+        except UsageError as exc:
+            yield ScriptLine(line.strip().encode(errors="replace").decode(), _failing(exc))
+            return
         if not line.strip().startswith(FENCE):
             yield ScriptLine(line.strip(), lambda line=line: parse_line(line))  # type: ignore[misc]
             continue
         try:
             text = read_fenced(line, following) if opens_fence(line) else unfence(line)
+            check_utf8(text, f"the text in {FENCE} … {FENCE}")
         except UsageError as exc:
-            failure = exc
-
-            def unclosed(failure: UsageError = failure) -> Line:
-                raise failure
-
-            yield ScriptLine(line.strip(), unclosed)
+            yield ScriptLine(line.strip(), _failing(exc))
             return
         yield ScriptLine(f"{FENCE}\n{text}\n{FENCE}" if "\n" in text else text, lambda text=text: Question(text))  # type: ignore[misc]
+
+
+def _failing(failure: UsageError) -> Callable[[], Line]:
+    """What parses a line that cannot be: it fails when its turn has come."""
+
+    def parse() -> Line:
+        raise failure
+
+    return parse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from kvloom.errors import ContentError
 
 if TYPE_CHECKING:
     from kvloom.cli.output import Output, ProgressView
+    from kvloom.session.libraries import ReadLimits
     from kvloom.session.values import Progress
 
 STANDARD_INPUT = "-"
+_ADDRESS = re.compile(r"(https?|ftp|file):/", re.IGNORECASE)
+"""As a path shows it, which has one slash where an address has two."""
 _MAX_SKIPPED_LINES = 5
 """Files that gave no text and are told by name; a folder may hold thousands."""
 
@@ -27,9 +31,9 @@ class ReadText:
     text: str
 
 
-def read_one(path: Path) -> ReadText:
+def read_one(path: Path, limits: ReadLimits) -> ReadText:
     """The text of one file, or of standard input. Raises ContentError, also for a folder of more than one."""
-    found = read_all([path])
+    found = read_all([path], limits)
     if len(found.texts) > 1:
         raise ContentError(f"{path} holds {len(found.texts)} texts, and windows are laid over one: name one file")
     return found.texts[0]
@@ -54,10 +58,13 @@ def check_there(paths: Iterable[Path], hint: str = "") -> None:
     """Raises ContentError for the first file or folder that is not there."""
     for path in paths:
         if not path.expanduser().exists():
+            if _ADDRESS.match(str(path)):
+                address = _ADDRESS.sub(r"\1://", str(path))
+                raise ContentError(f"{address}: addresses are not fetched; save the page or file, and name that")
             raise ContentError(f"{path}: no such file or folder{hint}")
 
 
-def read_all(paths: Sequence[Path]) -> ReadTexts:
+def read_all(paths: Sequence[Path], limits: ReadLimits) -> ReadTexts:
     """The texts of files and folders. Raises ContentError where there is none, and for a path that does not exist."""
     from kvloom.session.long_texts import read_files
 
@@ -68,7 +75,7 @@ def read_all(paths: Sequence[Path]) -> ReadTexts:
         texts.append(ReadText("standard input", standard_input()))
     files = [path for path in paths if str(path) != STANDARD_INPUT]
     if files:
-        found = read_files(files)
+        found = read_files(files, limits)
         texts += [ReadText(one.name, one.text) for one in found.documents]
         skipped += [f"{one.name}: {one.why}" for one in found.skipped]
     return ReadTexts(tuple(texts), tuple(skipped))
@@ -82,7 +89,11 @@ def standard_input() -> str:
     try:
         return str(data.read().decode("utf-8"))
     except UnicodeDecodeError as exc:
-        raise ContentError(f"standard input is not UTF-8 text: byte {exc.start} cannot be read") from exc
+        byte = exc.object[exc.start]
+        raise ContentError(
+            f"standard input is not UTF-8 text: byte {exc.start} (0x{byte:02x}) cannot be read; convert it first "
+            "(iconv -f LATIN1 -t UTF-8)"
+        ) from exc
 
 
 class ToldProgress:

@@ -5,6 +5,7 @@ Knows no command's inside. Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing fails with where there is no room."""
 
 app = typer.Typer(
     name="kvloom",
@@ -96,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
     output = Output(json="--json" in arguments)
     try:
         code = get_command(app).main(list(arguments), prog_name="kvloom", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # at the interpreter's end nobody would say in words why that fails
         return code if isinstance(code, int) else EXIT_OK
     except typer.TyperException as exc:
         return _wrong_usage(exc, output)
@@ -103,7 +109,10 @@ def run(arguments: Sequence[str]) -> int:
         return _interrupted(exc, output)
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
+        return EXIT_FAILED
+    except OSError as exc:
+        output.error((exc.errno in _FULL and _unwritten()) or exc)
         return EXIT_FAILED
     except KvloomError as exc:
         output.error(exc)
@@ -111,6 +120,22 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as exc:  # noqa: BLE001 - the CLI edge: never a traceback
         output.error(exc)
         return EXIT_FAILED
+
+
+def _unwritten() -> KvloomError | None:
+    """What is said of standard output, where that is what is full: a line more cannot be written either."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError as exc:
+        _drop_stdout()
+        return KvloomError(f"the output cannot be written: {exc.strerror or exc}; make room, or send it elsewhere")
+    return None
+
+
+def _drop_stdout() -> None:
+    """Standard output goes nowhere from here on, also what it still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted(error: BaseException, output: Output) -> int:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from kvloom.cli.output import Output
+from kvloom.errors import UsageError
 
 if TYPE_CHECKING:
     from kvloom.config import Paths, Settings
+    from kvloom.session.libraries import ReadLimits
     from kvloom.session.loom import Loom
     from kvloom.session.values import ProgressCallback
 
@@ -44,6 +46,16 @@ def num_tokens(least: int = 0) -> Callable[[str], int]:
         return count
 
     return parse
+
+
+def file_path(given: str) -> Path:
+    """What reads an argument that is a file or folder: the path of an empty name would be that of the current folder.
+
+    Raises UsageError.
+    """
+    if not given:
+        raise UsageError("an empty name is no file or folder: is the variable set that it was to come from?")
+    return Path(given)
 
 
 ContextOption = Annotated[
@@ -120,6 +132,12 @@ class Options:
             "overflow": {"policy": self.policy},
         }
         return load_settings(given, home=self.home)
+
+    def read_limits(self) -> ReadLimits:
+        """What files may have to be read for libraries and as long texts, by the settings."""
+        from kvloom.session.libraries import read_limits
+
+        return read_limits(self.settings().recall)
 
     @property
     def is_interactive(self) -> bool:

@@ -61,8 +61,9 @@ class Screen(ABC):
 class TextScreen(Screen):
     """For people. On a terminal reasoning and usage are dim; elsewhere the same text is plain."""
 
-    def __init__(self, output: Output, *, echoes: bool) -> None:
+    def __init__(self, output: Output, *, echoes: bool, way_on: str = "/retry, or ask it to go on") -> None:
         super().__init__(output)
+        self._way_on = way_on
         self._echoes = echoes
         self._is_reasoning = False
         self._column_zero = True
@@ -93,7 +94,7 @@ class TextScreen(Screen):
         if reply is None:
             return
         if reply.finish_reason == "length":
-            console.print("(the reply reached its longest length; /retry, or ask it to go on)", style="dim")
+            console.print(f"(the reply reached its longest length; {self._way_on})", style="dim")
         for notice in reply.notices:
             console.print(amounts.printable(notice), style="dim", soft_wrap=True)
         if reply.sources:

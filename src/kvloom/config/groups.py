@@ -128,6 +128,12 @@ class RecallSettings(_Group):
         description="vectors beside the words: `off`, `model` (of the loaded model's token table), or a folder with a "
         "model2vec model (pip install 'kvloom[vectors]')",
     )
+    max_file_bytes: ByteSize = Field(
+        ByteSize(256 * 1024**2),
+        ge=1,
+        description="largest text file that is read into a library or as a long text; reading takes some four to eight "
+        "times that of memory (PDF and HTML have limits of their own)",
+    )
 
 
 class SnapshotSettings(_Group):

@@ -39,10 +39,11 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """What is refused with words instead of filling the memory: reading takes some ten times a file's size."""
+    """What is refused with words instead of filling the memory: reading takes four to ten times a file's size."""
 
-    max_file_bytes: int = 32 * _MIB
-    """Plain text and HTML: some 8 million tokens."""
+    max_file_bytes: int = 256 * _MIB
+    """Plain text: some 64 million tokens, a minute or two to index."""
+    max_html_bytes: int = 32 * _MIB
     max_html_tags: int = 500_000
     """Each takes some 0.6 kB while a page is read: its markup, not its text, is what fills the memory."""
     max_pdf_bytes: int = 256 * _MIB

@@ -40,7 +40,15 @@ def extract_plain(data: bytes, name: str, limits: ReadLimits | None = None) -> E
 
 def max_bytes(suffix: str, limits: ReadLimits) -> int:
     """The limit for a file of this (lower) suffix."""
-    return limits.max_pdf_bytes if suffix == ".pdf" else limits.max_file_bytes
+    reader = _READERS.get(suffix, _plain)
+    if reader is _html:
+        return min(limits.max_html_bytes, limits.max_file_bytes)
+    return limits.max_pdf_bytes if reader is _pdf else limits.max_file_bytes
+
+
+def advice(suffix: str) -> str:
+    """What to do about a file of this (lower) suffix that is larger than its limit."""
+    return "split it" if suffix in _READERS else "split it, or raise recall.max_file_bytes"
 
 
 def _check_size(data: bytes, name: str, most: int) -> None:
@@ -48,13 +56,14 @@ def _check_size(data: bytes, name: str, most: int) -> None:
         raise ContentError(f"{name} has {len(data):,} bytes, the limit is {most:,}: split it")
 
 
-def _plain(data: bytes, name: str, limits: ReadLimits) -> Extract:
-    return read_plain(data, name, limits.max_text_chars)
+def _plain(data: bytes, name: str, _: ReadLimits) -> Extract:
+    return read_plain(data, name)
 
 
 def _html(data: bytes, name: str, limits: ReadLimits) -> Extract:
     from kvloom.read.html import read_html
 
+    _check_size(data, name, max_bytes(".html", limits))  # it may have been told by its first bytes
     return read_html(data, name, limits)
 
 

@@ -32,7 +32,7 @@ _MAX_RUN_SHARE = 0.1
 """Of the bytes over 0x7f, those in runs of three and more: accents stand alone, other scripts write whole words so."""
 
 
-def read_plain(data: bytes, name: str, max_chars: int) -> Extract:
+def read_plain(data: bytes, name: str) -> Extract:
     """The text of a file's bytes. Raises ContentError, with what to do, for what is no text.
 
     UTF-8; UTF-16 and UTF-32 by their byte order marks; else Windows-1252 where the bytes look like it. Single broken
@@ -41,7 +41,7 @@ def read_plain(data: bytes, name: str, max_chars: int) -> Extract:
     kind = kind_of(name, data)
     for mark, encoding in _WIDE_MARKS:
         if data.startswith(mark):
-            return Extract(_wide(data, name, encoding, max_chars), kind, f"read as {encoding.upper()}")
+            return Extract(_wide(data, name, encoding), kind, f"read as {encoding.upper()}")
     try:
         return Extract(read_bytes(data, name=name, max_bytes=len(data)).text, kind)
     except ContentError as exc:
@@ -60,7 +60,7 @@ def kind_of(name: str, data: bytes = b"") -> DocumentKind:
     return DocumentKind.PROSE
 
 
-def _wide(data: bytes, name: str, encoding: str, max_chars: int) -> str:
+def _wide(data: bytes, name: str, encoding: str) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as exc:
@@ -68,7 +68,7 @@ def _wide(data: bytes, name: str, encoding: str, max_chars: int) -> str:
             f"{name} begins as {encoding.upper()} and is broken at byte {exc.start}: save it as UTF-8"
         ) from exc
     # Through the same checks as any other text: nothing empty, no NUL.
-    return read_bytes(text.encode(errors="replace"), name=name, max_bytes=4 * max_chars).text
+    return read_bytes(text.encode(errors="replace"), name=name, max_bytes=2 * len(data)).text
 
 
 def _mended(data: bytes, name: str, kind: DocumentKind) -> Extract:

@@ -11,7 +11,7 @@ from kvloom.chunk.content import read_raw
 from kvloom.errors import CancelledError, ContentError
 from kvloom.read.apart import Apart
 from kvloom.read.document import Document, Reading, ReadLimits, Skipped, SkipReason, Unchanged
-from kvloom.read.extract import max_bytes
+from kvloom.read.extract import advice, max_bytes
 from kvloom.read.walk import FoundFile, files
 
 Known = Callable[[FoundFile], Unchanged | Skipped | None]
@@ -52,9 +52,10 @@ def num_files(paths: Iterable[Path | str]) -> int:
 
 
 def _read_one(found: FoundFile, limits: ReadLimits, apart: Apart) -> Document | Skipped:
-    most = max_bytes(found.path.suffix.lower(), limits)
+    suffix = found.path.suffix.lower()
+    most = max_bytes(suffix, limits)
     try:
-        data, source = read_raw(found.path, max_bytes=most)
+        data, source = read_raw(found.path, max_bytes=most, advice=advice(suffix))
     except ContentError as exc:
         return Skipped(found.name, _why(exc, str(found.path)), found.path, _reason_unread(exc, found.path, most))
     try:

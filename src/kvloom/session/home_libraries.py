@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvloom.errors import StoreError, UsageError
 from kvloom.index import LibraryIndex
-from kvloom.session.libraries import FOLDER, LibraryInfo, StoredLibrary, file_of, is_adhoc, names_in
+from kvloom.session.libraries import FOLDER, LibraryInfo, ReadLimits, StoredLibrary, file_of, is_adhoc, names_in
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class HomeLibraries:
         """Raises UsageError for what cannot be a library's name."""
         return file_of(self.home, name).is_file()
 
-    def open(self, name: str) -> StoredLibrary:
+    def open(self, name: str, limits: ReadLimits | None = None) -> StoredLibrary:
         """The library of this name, new where there is none; the caller closes it. Raises UsageError, StoreError."""
         file = file_of(self.home, name)
         (self.home / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return StoredLibrary(name, file)
+        return StoredLibrary(name, file, limits)
 
     def delete(self, name: str) -> None:
         """A library gone, damaged or not; the files that were read, and passages that became chunks, stay."""

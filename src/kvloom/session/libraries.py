@@ -26,6 +26,7 @@ from kvloom.session.vectors import LibraryVectors
 from kvloom.types import ChunkId
 
 if TYPE_CHECKING:
+    from kvloom.config import RecallSettings
     from kvloom.session.loom import Loom
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "is_given",
     "meant_by",
     "names_in",
+    "read_limits",
 ]
 
 FOLDER = "libraries"
@@ -90,10 +92,11 @@ class Hit:
 
 class StoredLibrary:
     """Documents under a name, in one file of the home, for which no model is needed. Safe for several threads and
-    processes, as its index is."""
+    processes, as its index is. `limits`: of what is read into it, where nothing else is said."""
 
-    def __init__(self, name: str, file: Path) -> None:
+    def __init__(self, name: str, file: Path, limits: ReadLimits | None = None) -> None:
         self.name = name
+        self._limits = limits
         self._index = LibraryIndex.open(file)
         weakref.finalize(self, self._index.close)
 
@@ -106,12 +109,10 @@ class StoredLibrary:
         """Read these files and folders into the library; what is known and unchanged is not read again, what has gone
         from them leaves.
 
-        Durable document by document: what was stopped goes on from there. Raises ContentError for a name behind which
-        nothing is.
+        Durable document by document: what was stopped goes on from there. Raises UsageError for what is no name,
+        ContentError for one behind which nothing is.
         """
-        wanted = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        if not wanted:
-            raise UsageError("name at least one file or folder to add to the library")
+        wanted = _named(paths)
         for path in wanted:
             if not path.exists():
                 raise ContentError(f"{path}: no such file or folder")
@@ -123,7 +124,7 @@ class StoredLibrary:
 
         for path in wanted:
             self._index.add_root(path)
-        return self._updated(read(wanted, None, self._index.known, is_cancelled), tell, progress, is_cancelled)
+        return self._updated(read(wanted, self._limits, self._index.known, is_cancelled), tell, progress, is_cancelled)
 
     def add_texts(
         self,
@@ -137,7 +138,7 @@ class StoredLibrary:
         A name that was given before gets the new text. Raises UsageError for what cannot be a name or is a file's,
         ContentError for what is no text; nothing is added then.
         """
-        return self._add_given(given_texts(texts, limits), is_cancelled)
+        return self._add_given(given_texts(texts, limits or self._limits), is_cancelled)
 
     def add_bytes(
         self,
@@ -152,7 +153,7 @@ class StoredLibrary:
         `apart_s`: PDF and HTML are read in a process of their own, each at most so long; None gives them what their
         size may need. Raises CancelledError where it is cancelled meanwhile.
         """
-        return self._add_given(given_bytes(contents, limits, apart_s, is_cancelled), is_cancelled)
+        return self._add_given(given_bytes(contents, limits or self._limits, apart_s, is_cancelled), is_cancelled)
 
     def _add_given(self, given: list[Document], is_cancelled: Callable[[], bool]) -> Updated:
         check_free(self.name, given, self._index.documents())
@@ -168,7 +169,7 @@ class StoredLibrary:
             if progress is not None:
                 progress(Progress("indexing", at.num_files, max(total, at.num_files), "files"))
 
-        found = read(self._index.roots(), None, self._index.known, is_cancelled)
+        found = read(self._index.roots(), self._limits, self._index.known, is_cancelled)
         return self._updated(found, tell, progress, is_cancelled)
 
     def _updated(
@@ -235,7 +236,7 @@ class Library(StoredLibrary):
     """A library of an open loom, which can compute its passages ahead."""
 
     def __init__(self, loom: Loom, name: str, file: Path) -> None:
-        super().__init__(name, file)
+        super().__init__(name, file, read_limits(loom.settings.recall))
         self._loom = loom
         self._vectors = LibraryVectors(self._index, loom.embedders)
 
@@ -276,9 +277,29 @@ class Library(StoredLibrary):
         return precompute(self._loom, list(self._index.passages()), progress, is_cancelled, max_tokens, on_computed)
 
 
+def _named(paths: Paths) -> list[Path]:
+    """Raises UsageError for what names no file or folder: the path of an empty name is that of the current folder."""
+    each: Iterable[object] = paths if isinstance(paths, Iterable) and not isinstance(paths, str | Path) else [paths]
+    wanted = []
+    for path in each:
+        if not isinstance(path, str | Path):
+            raise UsageError(f"{path!r} is no file or folder: name them by str or Path")
+        if not str(path):
+            raise UsageError("an empty name is no file or folder")
+        wanted.append(Path(path).expanduser())
+    if not wanted:
+        raise UsageError("name at least one file or folder to add to the library")
+    return wanted
+
+
 def _worth(found: Found) -> float:
     """The share of the question that a passage has, by its words or by its vector alone."""
     return max(found.coverage, (found.similarity or 0.0) if found.is_near else 0.0)
+
+
+def read_limits(settings: RecallSettings) -> ReadLimits:
+    """What the settings let be read."""
+    return ReadLimits(max_file_bytes=int(settings.max_file_bytes))
 
 
 def file_of(home: Path, name: str) -> Path:

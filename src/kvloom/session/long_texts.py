@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvloom.errors import ContentError, UsageError
-from kvloom.read import Document, Skipped, read
+from kvloom.read import Document, ReadLimits, Skipped, read
 from kvloom.reduce.asking import MemoryResults, Results, TextModel
 from kvloom.reduce.summarize import Watch
 from kvloom.reduce.tree import DEFAULT_WORDS, Node, TextSource, TreeSummary, summarize_tree
@@ -121,11 +121,11 @@ def ask_windows(  # noqa: PLR0913 - a public function: each is one keyword of it
         return ask_each_window(text, wanted, found, kept, watch)
 
 
-def read_files(paths: Sequence[Path]) -> FilesRead:
+def read_files(paths: Sequence[Path], limits: ReadLimits | None = None) -> FilesRead:
     """What is in files and folders. Raises ContentError where none of them gives a text, with the reasons."""
     documents: list[Document] = []
     skipped: list[Skipped] = []
-    for found in read(paths):
+    for found in read(paths, limits):
         if isinstance(found, Document):
             documents.append(found)
         elif isinstance(found, Skipped):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
 
 from kvloom.cli.chat import Chat
+from kvloom.cli.main import run
+from kvloom.cli.options import Options
 from kvloom.cli.slash.books import BYTES_PER_TOKEN, wants_library
 from kvloom.session.home_libraries import HomeLibraries
 from tests.unit.cli.conftest import Kvloom, Ran, results
@@ -54,6 +58,80 @@ def test_ask_with_a_book_and_no_question_says_so(kvloom: Kvloom, book: Path) -> 
     ran = kvloom("ask", book)
     assert ran.code == 1
     assert "give the question about it" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("", "what?"), "an empty name is no file or folder"),
+        (("-f", "", "what?"), "an empty name is no file or folder"),
+        (
+            ("book.md", "a.py", "--precompute"),
+            "a.py is there as a file or folder: give the question",
+        ),
+        (("-f", "a.py", "book.md"), "can be given on standard input with -"),
+        (("book.md", "caf\udce9?"), "the question is not UTF-8 text: byte 3 (0xe9)"),
+        (("book.md", " "), "the question is empty"),
+        (("-", "what?"), "a text to ask about is given as a file"),
+        (("https://example.org/a", "what?"), "https://example.org/a: addresses are not fetched"),
+        (("gone.md", "what?"), "gone.md: no such file or folder"),
+        (("-f", "gone.md", "what?"), "gone.md: no such file or folder"),
+    ],
+)
+def test_what_is_no_book_or_no_question_is_told_before_a_model_is_loaded(
+    kvloom: Kvloom, book: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr(Options, "open_loom", refuse)
+    ran = kvloom("ask", *words)
+    assert (ran.code, ran.out) == (1, "")
+    assert said in ran.err
+
+
+@pytest.mark.parametrize("words", [("ask", "book.md", "-"), ("libraries", "search", "books", "-")])
+def test_standard_input_that_is_no_text_is_told_with_its_byte(
+    book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?")))
+    assert run(words) == 1
+    said = "standard input is not UTF-8 text: byte 3 (0xe9) cannot be read; convert it first"
+    assert book.exists() and said in capsys.readouterr().err
+
+
+def test_a_chat_tells_a_line_that_is_no_text_after_those_before_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"/fidelity\ncaf\xe9?\n")))
+    assert run(["chat", "--json", "--model", str(tiny_model), "--home", str(tmp_path)]) == 1
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["ok"], second["ok"], second["line"]) == (True, False, "caf??")
+    assert "the line is not UTF-8 text: byte 3 (0xe9)" in second["error"]["message"]
+
+
+def test_a_file_too_long_to_be_read_whole_is_named_as_a_book(kvloom: Kvloom, book: Path) -> None:
+    ran = kvloom("ask", "-f", book, QUESTION)
+    assert ran.code == 1
+    assert "is too long to be read whole" in ran.err
+    assert f'name it as a book instead: kvloom ask {book} "…"' in ran.err
+
+
+def test_a_reply_that_was_cut_names_an_option_of_ask(kvloom: Kvloom, book: Path) -> None:
+    ran = kvloom("ask", book, QUESTION, *SHORT)
+    assert "reached its longest length; --max-tokens lets it be longer)" in ran.out
+    assert "/retry" not in ran.out
+
+
+def test_a_text_may_be_as_large_as_the_setting_says(
+    kvloom: Kvloom, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kvloom("ask", book, QUESTION, *SHORT).code == 0
+    monkeypatch.setenv("KVLOOM_RECALL__MAX_FILE_BYTES", "10kB")
+    for words in (("ask", book, QUESTION), ("window", book, "-p", "what?"), ("summarize", book)):
+        ran = kvloom(*words)
+        assert ran.code == 1
+        assert "the limit for one file is 10,000: split it, or raise recall.max_file_bytes" in ran.err
 
 
 def test_ask_shows_its_sources_and_explains_them(kvloom: Kvloom, book: Path) -> None:
@@ -284,3 +362,9 @@ def test_a_person_is_asked_whether_a_file_that_would_just_fit_is_read_whole(chat
     assert not wants_library(chat, small)
     assert wants_library(chat, tmp_path)
     assert len(asked) == 1
+
+
+def test_load_of_an_empty_name_reads_no_folder(kvloom: Kvloom, files: list[Path]) -> None:
+    ran = kvloom("chat", stdin='/load ""\n')
+    assert ran.code == 1
+    assert "an empty name is no file or folder" in ran.err

@@ -99,6 +99,19 @@ def test_what_is_not_there_or_holds_no_text_makes_no_library(libraries: Kvloom, 
     assert names(libraries) == []
 
 
+def test_an_empty_name_is_no_folder(libraries: Kvloom, books: Path) -> None:
+    ran = libraries("add", "books", "")
+    assert (ran.code, names(libraries)) == (1, [])
+    assert "an empty name is no file or folder" in ran.err
+
+
+def test_one_document_is_not_documents(libraries: Kvloom, tmp_path: Path) -> None:
+    path = tmp_path / "one.md"
+    path.write_text("The bell weighs four hundred stone.")
+    assert "books: 1 document, 1 passage\n" in libraries("add", "books", path).out
+    assert "books: 1 document, 1 passage, " in libraries("show", "books").out
+
+
 def test_a_library_of_ask_is_listed_last_and_marked(filled: Kvloom, books: Path, home: Path) -> None:
     adhoc = adhoc_name([books])
     with fake_loom(home) as loom:

@@ -51,6 +51,15 @@ def test_a_script_is_a_line_a_unit_with_empty_lines_left_out() -> None:
     assert script("/help\n\n   \nWhy?\n") == [Command("help", (), ""), Question("Why?")]
 
 
+@pytest.mark.parametrize("line", ["caf\udce9?", '"""\ncaf\udce9?\n"""'])
+def test_a_line_that_is_no_text_fails_in_its_turn_and_can_be_shown(line: str) -> None:
+    first, second = read_script(iter(f"Why?\n{line}\n".splitlines(keepends=True)))
+    assert first.parse() == Question("Why?")
+    second.shown.encode()
+    with pytest.raises(UsageError, match=r"is not UTF-8 text: byte 3 \(0xe9\)"):
+        second.parse()
+
+
 def test_a_fenced_text_in_a_script_is_one_question_and_may_hold_slashes() -> None:
     assert script('"""\n/not a command\n\nsecond\n"""\n/quit') == [
         Question("/not a command\n\nsecond"),

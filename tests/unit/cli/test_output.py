@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from kvloom.cli.library_view import explanation
 from kvloom.cli.output import Output, ProgressView, error_document, error_text, jsonable, make_console
 from kvloom.errors import AmbiguousChunkError, ContextOverflowError, StoreFullError
-from kvloom.session.values import Progress
-from kvloom.types import Fidelity, TierName
+from kvloom.session.values import Progress, Source
+from kvloom.types import ChunkId, Fidelity, TierName
 
 
 @dataclass(frozen=True)
@@ -162,3 +167,30 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away(monkeypatch: pytest.Monk
         view(Progress("fetching", 1, 0, ""))
     assert "prefill" in stream.getvalue()
     assert "\x1b[2K" in stream.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("version",), ("version", "--json"), ("--help",)])
+def test_a_full_disk_behind_the_output_is_told_in_words(words: tuple[str, ...], unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvloom.cli.main", *words], stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "the output cannot be written: No space left on device" in done.stderr
+    assert "report it" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_an_explanation_never_cuts_the_name_of_a_passage() -> None:
+    name = "a-folder-of-some-length/and-a-file-with-a-long-name-in-it.markdown"
+    source = Source(
+        "books", name, 1, 20, "", ChunkId("0" * 64), name, 1.0, 0.5, ("lighthouse", "keeper"), 550, TierName.DISK
+    )
+    stream = io.StringIO()
+    Console(file=stream, width=80, markup=False).print(explanation([source]))
+    column = "".join(line.partition(" ")[0] for line in stream.getvalue().splitlines())
+    assert f"{name}:1-20" in column
+    assert "550" in stream.getvalue()

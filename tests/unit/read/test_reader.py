@@ -65,7 +65,10 @@ def test_a_log_of_a_gigabyte_is_refused_without_being_read(tmp_path: Path) -> No
         tracemalloc.stop()
     assert isinstance(item, Skipped)
     assert item.reason is SkipReason.TOO_LARGE
-    assert "1,000,000,000 bytes, the limit for one file is 33,554,432" in item.why
+    assert (
+        "1,000,000,000 bytes, the limit for one file is 268,435,456: split it, or raise recall.max_file_bytes"
+        in item.why
+    )
     assert peak_bytes < 1_000_000
 
 
@@ -147,6 +150,16 @@ def test_known_files_are_not_opened(tmp_path: Path) -> None:
     (item,) = read([str(path)], known=known)
     assert isinstance(item, Unchanged)
     assert asked == [FoundFile("a.txt", item.path, 5, mtime_ns)]
+
+
+def test_a_page_has_a_limit_of_its_own_also_where_only_its_first_bytes_tell(tmp_path: Path) -> None:
+    limits = ReadLimits(max_html_bytes=20)
+    for name in ("page.html", "page", "page.txt"):
+        (tmp_path / name).write_text("<html><p>" + "word " * 10)
+        item = one(tmp_path / name, limits)
+        assert isinstance(item, Skipped) == (name != "page.txt")
+        if isinstance(item, Skipped):
+            assert item.why.endswith("is 20: split it")
 
 
 def test_a_limit_under_one_is_refused() -> None:

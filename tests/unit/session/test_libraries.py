@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from pydantic import ByteSize
 
+from kvloom.config import RecallSettings
 from kvloom.context.manifest import Tokens
 from kvloom.engine.fake import FakeEngine
 from kvloom.errors import (
@@ -618,3 +621,19 @@ def test_passages_can_be_packed_small_while_other_chunks_stay_as_they_are(tmp_pa
 def _disk_bytes(home: Path, entries: list[EntryId]) -> int:
     files = {file.stem: file.stat().st_size for file in (home / "kv").rglob("*") if file.is_file()}
     return sum(files[entry] for entry in entries)
+
+
+@pytest.mark.parametrize("name", ["", None, ["a.md", ""], [None], 5, b"a.md"])
+def test_what_names_no_file_is_refused(tmp_path: Path, name: Any) -> None:
+    with fake_loom(tmp_path / "home") as loom, pytest.raises(UsageError, match="no file or folder"):
+        loom.library("books").add(name)
+
+
+def test_the_settings_say_how_large_a_text_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("0123456789 " * 10)
+    (tmp_path / "a.html").write_text("<p>" + "0123456789 " * 10)
+    small = RecallSettings(max_file_bytes=ByteSize(100))
+    with fake_loom(tmp_path / "home", recall=small) as loom:
+        text, page = loom.library("books").add([tmp_path / "a.txt", tmp_path / "a.html"]).skipped
+    assert text.why == "has 110 bytes, the limit for one file is 100: split it, or raise recall.max_file_bytes"
+    assert page.why == "has 113 bytes, the limit for one file is 100: split it"

@@ -4,7 +4,7 @@ only."""
 from __future__ import annotations
 
 import os
-import sys
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +13,10 @@ import typer
 
 from kvloom.cli import amounts
 from kvloom.cli.library_view import MAX_SKIPPED, explanation, known_library, updated_lines
-from kvloom.cli.long_text import check_there
-from kvloom.cli.options import LOOM, TALK, Options, num_tokens, takes
-from kvloom.errors import CancelledError, ContentError, UsageError
+from kvloom.cli.line import check_utf8
+from kvloom.cli.long_text import check_there, standard_input
+from kvloom.cli.options import LOOM, TALK, Options, file_path, num_tokens, takes
+from kvloom.errors import CancelledError, ContentError, ContextOverflowError, UsageError
 
 if TYPE_CHECKING:
     from kvloom.cli.output import Output, ProgressView
@@ -42,7 +43,9 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
     ],
     file: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="A file that is read whole; may be repeated."),
+        typer.Option(
+            "--file", "-f", metavar="FILE", parser=file_path, help="A file that is read whole; may be repeated."
+        ),
     ] = None,
     library: Annotated[
         list[str] | None,
@@ -90,30 +93,29 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
     """
     from kvloom.cli.screen import JsonScreen, TextScreen
 
-    *books, question = words
-    text = sys.stdin.read() if question == STANDARD_INPUT else question
-    if not text.strip():
-        raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
+    *given, question = words
+    books = _books(given)
+    check_there(file or [])
+    text = _question(question)
     named = list(dict.fromkeys(library or []))
-    if not (books or named or file) and _is_there(question):
-        raise UsageError(f"{question} is there as a file or folder: give the question about it as the last argument")
     if not (books or named) and (precompute or explain or depth is not None):
         raise UsageError(
             "--precompute, --explain and --depth are about books: name one before the question, or a --library"
         )
     _check_libraries(options, named)
     output = options.output
-    screen: Screen = JsonScreen() if options.json else TextScreen(output, echoes=False)
+    way_on = "--max-tokens lets it be longer"
+    screen: Screen = JsonScreen() if options.json else TextScreen(output, echoes=False, way_on=way_on)
     with output.progress() as progress, options.open_loom(progress) as loom:
         if depth is not None:
             recall = loom.settings.recall.model_copy(update={"depth": depth})
             loom.settings = loom.settings.model_copy(update={"recall": recall})
-        opened = _opened(loom, [Path(book) for book in books], output, progress) if books else None
+        opened = _opened(loom, books, output, progress) if books else None
         libraries = [*([opened.library] if opened is not None else []), *(loom.library(name) for name in named)]
         precomputed = _precomputed(libraries, progress) if precompute else None
         session = loom.session(system=system)
         try:
-            chunks = [session.load(path) for path in file or []]
+            chunks = [_loaded(session, path) for path in file or []]
             if libraries:
                 session.attach(*libraries)
             # The model's own is for talk: drawn so, an answer from a text is another each time. A remote one may not
@@ -136,8 +138,45 @@ def ask(  # noqa: PLR0913 - each is one option of the command line
             output.console.print(explanation(reply.sources))
 
 
-def _is_there(question: str) -> bool:
-    return question != STANDARD_INPUT and os.path.exists(question)  # noqa: PTH110 - Path's raises for a long text
+def _books(given: list[str]) -> list[Path]:
+    """What is in front of the question. Raises UsageError, ContentError for what is no file or folder."""
+    if STANDARD_INPUT in given:
+        raise UsageError(
+            "- is the question on standard input, and stands last; a text to ask about is given as a file: save "
+            "it first"
+        )
+    books = [file_path(book) for book in given]
+    check_there(books, "; all but the last argument are books, so put a question in quotes")
+    return books
+
+
+def _question(given: str) -> str:
+    """The last argument, or standard input for it. Raises UsageError, ContentError for what is no question."""
+    if given == STANDARD_INPUT:
+        text = standard_input()
+    elif os.path.exists(given):  # noqa: PTH110 - Path's raises for a long text
+        raise UsageError(
+            f"{given} is there as a file or folder: give the question about it in quotes as the last argument (a "
+            "question that is a file's name, too, can be given on standard input with -)"
+        )
+    else:
+        text = check_utf8(given, "the question")
+    if not text.strip():
+        raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
+    return text
+
+
+def _loaded(session: Session, path: Path) -> Chunk:
+    """A file read whole. Raises ContextOverflowError that names the way for what is too long for that."""
+    try:
+        return session.load(path)
+    except ContextOverflowError as exc:
+        raise ContextOverflowError(
+            f"{path} is too long to be read whole: that takes a window of {exc.num_needed_tokens:,} tokens, and it has "
+            f'{exc.num_window_tokens:,}; name it as a book instead: kvloom ask {shlex.quote(str(path))} "…"',
+            num_needed_tokens=exc.num_needed_tokens,
+            num_window_tokens=exc.num_window_tokens,
+        ) from exc
 
 
 @dataclass(frozen=True)
@@ -190,15 +229,15 @@ def _opened(loom: Loom, books: list[Path], output: Output, progress: ProgressVie
     from kvloom.cli.chat import Stop, cancel_on_interrupt
     from kvloom.session.libraries import adhoc_name
 
-    check_there(books, "; all but the last argument are books, so put a question in quotes")
     library, stop = loom.library(adhoc_name(books)), Stop()
     with cancel_on_interrupt(stop):
         updated = library.add(books, progress, stop.is_cancelled)
     documents = library.documents()
     if not documents:  # a library that nothing is in would only be found in the list
         loom.delete_library(library.name)
-    num = len(documents)
-    stop.check(f"stopped with {num} document{'s' * (num != 1)} indexed: the same command goes on where it stopped")
+    stop.check(
+        f"stopped with {amounts.counted(len(documents), 'document')} indexed: the same command goes on where it stopped"
+    )
     progress.clear()
     for line in updated_lines(library.name, updated):
         output.note(line)
@@ -277,7 +316,7 @@ class Counted:
 
 
 def _counted(loom: Loom, path: Path) -> Counted:
-    text = sys.stdin.read() if str(path) == STANDARD_INPUT else read_text(path)
+    text = standard_input() if str(path) == STANDARD_INPUT else read_text(path)
     count = loom.counted(text)
     return Counted(str(path), count.num_tokens, len(text), count.is_estimate)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +57,9 @@ def chat(
 
             code = run_terminal(talk, loom.home)
         else:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                # What is no UTF-8 is told with the line it stands in, after those before it.
+                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
             code = run_script(talk, iter(sys.stdin))
     finally:
         if talk is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ from kvloom.cli.library_view import (
     library_view,
     updated_lines,
 )
-from kvloom.cli.long_text import check_there
-from kvloom.cli.options import HOME, Options, takes
+from kvloom.cli.line import check_utf8
+from kvloom.cli.long_text import STANDARD_INPUT, check_there, standard_input
+from kvloom.cli.options import HOME, Options, file_path, takes
 from kvloom.cli.registry import did_you_mean
 from kvloom.errors import ContentError, UsageError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvloom.session.home_libraries import HomeLibraries
-    from kvloom.session.libraries import DocumentInfo, StoredLibrary, Updated
+    from kvloom.session.libraries import DocumentInfo, ReadLimits, StoredLibrary, Updated
     from kvloom.session.values import ProgressCallback
 
 app = typer.Typer(
@@ -49,10 +49,10 @@ def libraries_of(options: Options) -> HomeLibraries:
 
 
 @contextmanager
-def known(options: Options, name: str) -> Iterator[StoredLibrary]:
+def known(options: Options, name: str, limits: ReadLimits | None = None) -> Iterator[StoredLibrary]:
     """The library of that name. Raises UsageError with the nearest names where there is none."""
     home = libraries_of(options)
-    library = home.open(known_library(name, home.names()))
+    library = home.open(known_library(name, home.names()), limits)
     try:
         yield library
     finally:
@@ -101,7 +101,9 @@ def _document(document: DocumentInfo) -> dict[str, object]:
 def add(
     options: Options,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The library; made where there is none of that name.")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders, also PDF and HTML.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", parser=file_path, help="Files and folders, also PDF and HTML.")
+    ],
 ) -> None:
     """Read files and folders into a library.
 
@@ -110,10 +112,11 @@ def add(
     from kvloom.config import create_home
 
     check_there(paths)
+    limits = options.read_limits()
     home = libraries_of(options)
     is_new = not home.has(name)
     create_home(options.paths)
-    library = home.open(name)
+    library = home.open(name, limits)
     try:
         updated = _read(options, library, lambda progress, stopped: library.add(paths, progress, stopped))
         info = library.info()
@@ -125,7 +128,10 @@ def add(
     if is_new and is_empty:
         why = "; ".join(f"{skipped.name} {skipped.why}" for skipped in updated.skipped[:MAX_SKIPPED])
         raise ContentError(f"there is no text in {', '.join(map(str, paths))}: {why or 'no file was found'}")
-    view = f"{info.name}: {amounts.tokens(info.num_documents)} documents, {amounts.tokens(info.num_passages)} passages"
+    view = (
+        f"{info.name}: {amounts.counted(info.num_documents, 'document')}, "
+        f"{amounts.counted(info.num_passages, 'passage')}"
+    )
     options.output.emit({"library": info, "updated": updated}, amounts.printable(view))
 
 
@@ -136,10 +142,10 @@ def refresh(options: Options, names: NamesArgument) -> None:
 
     Everything that was ever added: what is new comes in, what is gone leaves.
     """
-    home, done = libraries_of(options), []
+    home, limits, done = libraries_of(options), options.read_limits(), []
     every = home.names()
     for name in dict.fromkeys([known_library(name, every) for name in names]):
-        with known(options, name) as library:
+        with known(options, name, limits) as library:
             updated = _read(options, library, library.refresh)
             done.append({"library": library.info(), "updated": updated})
             if not updated_lines(name, updated):
@@ -214,7 +220,7 @@ def search(
 
     The passages that `kvloom ask` would choose from, with their places, scores and the words they were found by.
     """
-    asked = sys.stdin.read() if question == "-" else question
+    asked = standard_input() if question == STANDARD_INPUT else check_utf8(question, "the question")
     if not asked.strip():
         raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
     with known(options, name) as library:

@@ -10,7 +10,7 @@ import typer
 from kvloom.cli import amounts
 from kvloom.cli.interrupts import interruptible
 from kvloom.cli.long_text import ReadTexts, ToldProgress, read_all
-from kvloom.cli.options import LOOM, Options, takes
+from kvloom.cli.options import LOOM, Options, file_path, takes
 from kvloom.errors import CancelledError
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ def summarize(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="Text, Markdown, source, HTML or PDF files, or folders; - is standard input."
+            metavar="FILE...",
+            parser=file_path,
+            help="Text, Markdown, source, HTML or PDF files, or folders; - is standard input.",
         ),
     ],
     words: Annotated[
@@ -41,7 +43,7 @@ def summarize(
     """
     import kvloom
 
-    found = read_all(files)
+    found = read_all(files, options.read_limits())
     output = options.output
     found.tell(output)
     with output.progress() as progress, options.open_loom(progress) as loom, interruptible() as is_cancelled:

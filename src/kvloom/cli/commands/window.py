@@ -11,7 +11,7 @@ import typer
 from kvloom.cli import amounts
 from kvloom.cli.interrupts import interruptible
 from kvloom.cli.long_text import ToldProgress, read_one
-from kvloom.cli.options import LOOM, Options, num_tokens, takes
+from kvloom.cli.options import LOOM, Options, file_path, num_tokens, takes
 from kvloom.errors import CancelledError
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def share(given: str | float) -> float:
 def window(
     options: Options,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A text, Markdown, source, HTML or PDF file; - is standard input.")
+        Path,
+        typer.Argument(
+            metavar="FILE", parser=file_path, help="A text, Markdown, source, HTML or PDF file; - is standard input."
+        ),
     ],
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What is asked of every window.")],
     size: Annotated[
@@ -68,7 +71,7 @@ def window(
     import kvloom
 
     _check_overlap(overlap)
-    text = read_one(file)
+    text = read_one(file, options.read_limits())
     output = options.output
     with output.progress() as progress, options.open_loom(progress) as loom, interruptible() as is_cancelled:
         seen = ToldProgress(progress)

@@ -38,11 +38,11 @@ class Book:
     def lines(self) -> list[str]:
         documents = self.library.documents()
         num_passages = sum(document.num_passages for document in documents)
-        of = f"{len(documents)} documents, " if len(documents) > 1 else ""
+        of = f"{amounts.counted(len(documents), 'document')}, " if len(documents) > 1 else ""
         return [
             *updated_lines(self.library.name, self.updated),
-            f"{self.path.name} is looked up passage by passage ({of}{num_passages} passages): every question gets "
-            "those that it needs; /recall off stops that",
+            f"{self.path.name} is looked up passage by passage ({of}{amounts.counted(num_passages, 'passage')}): every "
+            "question gets those that it needs; /recall off stops that",
         ]
 
     def document(self) -> dict[str, object]:

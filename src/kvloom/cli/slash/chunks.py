@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kvloom.cli import amounts
 from kvloom.cli.context_view import trace_notes, used_tokens
 from kvloom.cli.library_view import updated_lines
+from kvloom.cli.options import file_path
 from kvloom.cli.registry import Arguments, Result, slash
 from kvloom.cli.slash import completion
 from kvloom.cli.slash.books import Book, attached_as, open_book, refresh_books, wants_library
@@ -28,8 +29,11 @@ GLOB_CHARACTERS = frozenset("*?[")
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files that a word names: itself, or what a glob matches (`**` goes into folders). Raises ContentError."""
-    path = Path(pattern).expanduser()
+    """The files that a word names: itself, or what a glob matches (`**` goes into folders).
+
+    Raises UsageError for an empty name, ContentError where nothing matches.
+    """
+    path = file_path(pattern).expanduser()
     if path.exists() or not GLOB_CHARACTERS.intersection(pattern):
         return [path]
     # glob.glob takes a pattern with folders and ~ as it stands; Path.glob would need it cut at the first wildcard.

@@ -342,7 +342,13 @@ def _add(library: Library, *, upload: Upload, limits: ReadLimits, is_cancelled: 
 
 def _read_limits(settings: ServerSettings) -> ReadLimits:
     most = int(settings.max_upload_bytes)
-    return ReadLimits(max_file_bytes=most, max_pdf_bytes=most, max_html_tags=MAX_HTML_TAGS, max_pdf_pages=MAX_PDF_PAGES)
+    return ReadLimits(
+        max_file_bytes=most,
+        max_html_bytes=most,
+        max_pdf_bytes=most,
+        max_html_tags=MAX_HTML_TAGS,
+        max_pdf_pages=MAX_PDF_PAGES,
+    )
 
 
 def _document(library: Library, name: str) -> DocumentInfo | None:
