@@ -45,6 +45,15 @@ _POINTING_WORDS = (
 )
 """Words that point at what was said before, or say no more than that there is to be more of it."""
 _POINTING = frozenset(_POINTING_WORDS.split())
+_ASKING_WORDS = (
+    "are can could describe did do does explain find forgot give has have how is list name please remind repeat say "
+    "show tell was were what when where which who whom whose why will would"
+)
+_ASKING = frozenset(_ASKING_WORDS.split())
+"""A text that begins with one of these asks."""
+_REQUESTS = (" please ", " can you ", " could you ", " tell me ", " give me ", " show me ", " remind me ")
+QUESTION_MARKS = ("?", "？", "؟", "\u037e")
+"""Latin, full-width, Arabic, Greek."""
 _STAND_IN_WORDS = "he her hers him his it its she that their theirs them these they this those"
 _STAND_INS = frozenset(_STAND_IN_WORDS.split())
 """Words that stand for what a question before named."""
@@ -111,6 +120,22 @@ def _file_names(question: str) -> Iterator[tuple[int, int, str]]:
         end = max((match.end() for match in _FILE_ENDING.finditer(run[0])), default=0)
         if end:
             yield run.start(), run.start() + end, run[0][:end].replace("\\", "/").strip("/")
+
+
+def asks(text: str) -> bool:
+    """Whether a text asks for something and tells nothing: by its question mark in any language, by its words in
+    English ("please repeat it"). A guess, as `is_follow_up` is."""
+    if text.rstrip().endswith(QUESTION_MARKS):
+        return True
+    run = word_run(text.encode(errors="replace").decode())
+    spoken = f" {' '.join(run)} "
+    return bool(run) and (run[0] in _ASKING or any(request in spoken for request in _REQUESTS))
+
+
+def without_common_words(text: str) -> str:
+    """The words that say what an English text is about; all of it where none do."""
+    run = word_run(text.encode(errors="replace").decode())
+    return " ".join(word for word in run if word not in _COMMON) or text
 
 
 def is_follow_up(question: str) -> bool:

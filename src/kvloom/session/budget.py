@@ -5,7 +5,7 @@ Writes the next manifest, runs nothing. Every question passes here before any wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from kvloom.context.manifest import Manifest, Slot, SlotKind
 from kvloom.context.policies.base import Need, PolicySettings, find_policy
 from kvloom.context.relevance import RelevanceIndex
 from kvloom.errors import ContextOverflowError
-from kvloom.index import is_follow_up
+from kvloom.index import asks, is_follow_up, without_common_words
 from kvloom.session.turn import Question
 from kvloom.types import ChunkId, TierName
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 RECALL_FROM = ("compress", "policy")
 """First words of the operations whose turns may come back by themselves: what a person cleared stays away."""
-QUESTION_MARKS = ("?", "？", "؟", "\u037e")
-"""Latin, full-width, Arabic, Greek."""
 MAX_RECALLABLE = 32
 """Turns that a question may bring back, the most relevant ones: each has to be read out of the log."""
 
@@ -209,7 +207,8 @@ class Budget:
         relevance = self._relevance(text, manifest, [line.named.ref for line in lines], with_chunks=is_full)
         recallable = self._best(lines, relevance)
         return Need(
-            limit, window, relevance, recallable, order, self._restore_s, sizes, self._asking(manifest),
+            limit, window, relevance, recallable, order, self._restore_s, sizes,
+            self._asking((*manifest.turns, *recallable)),
             is_follow_up(text),
         )  # fmt: skip
 
@@ -226,10 +225,10 @@ class Budget:
             and not line.named.is_summary
         ]
 
-    def _asking(self, manifest: Manifest) -> frozenset[str]:
-        """Turns that stand and end with a question mark."""
-        users = ((slot.ref, self._desk.history.turn(slot.ref).user) for slot in manifest.turns)
-        return frozenset(ref for ref, user in users if user.rstrip().endswith(QUESTION_MARKS))
+    def _asking(self, turns: Iterable[Slot]) -> frozenset[str]:
+        """Those in which somebody asked for something."""
+        users = ((slot.ref, self._desk.history.turn(slot.ref).user) for slot in turns)
+        return frozenset(ref for ref, user in users if asks(user))
 
     def _best(self, lines: Sequence[Left[ManifestId]], relevance: Mapping[str, float]) -> list[Slot]:
         """What stood for the most relevant of them, oldest first."""
@@ -246,7 +245,7 @@ class Budget:
         if with_chunks:
             for chunk in manifest.active_chunk_ids:
                 self._index.add(chunk, partial(self._loom.catalog.text, ChunkId(chunk)))
-        return dict(self._index.scores(text))
+        return dict(self._index.scores(without_common_words(text)))
 
     def _text_of(self, ref: str) -> str:
         record = self._desk.history.turn(ref)

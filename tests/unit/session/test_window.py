@@ -129,6 +129,27 @@ def test_adaptive_brings_back_the_turn_that_the_question_is_about(loom: Loom) ->
     assert len(reply.came_back) == 1
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "what is the locker code of {}?",
+        "please tell me the locker code of {}.",
+        "I forgot the locker code of {}, can you repeat it to me",
+        "give me the code of {}",
+    ],
+)
+def test_what_was_told_comes_back_however_often_the_same_was_asked_of_others(loom: Loom, form: str) -> None:
+    chat = loom.session()
+    chat.policy = "adaptive"
+    names = ["anna", "boris", "clara", "david", "elena", "farid", "greta", "henry"]
+    for number, name in enumerate(names):
+        ask(chat, f"remember that the locker code of {name} is {4711 + number}")
+        ask(chat, "it rained all day in the mountains")
+    for name in names[:6] * 2:  # asked of once more, the earlier reply is not what was told
+        ask(chat, form.format(name))
+        assert f"the locker code of {name} is 47" in chat.prompt()
+
+
 def test_of_many_turns_alike_those_that_are_meant_come_back(loom: Loom) -> None:
     chat = loom.session()
     chat.policy = "adaptive"

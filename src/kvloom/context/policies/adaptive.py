@@ -67,11 +67,12 @@ def _choose(manifest: Manifest, present: list[Slot], absent: list[Slot], need: N
     ages = {slot.ref: age for age, slot in enumerate(reversed(present))}
     away = {slot.ref for slot in absent}
 
-    def rank(slot: Slot) -> tuple[float, float, int]:
+    def rank(slot: Slot) -> tuple[bool, float, float, int]:
         relevance = _relevance(slot, need)
         recency = RECENCY * FADE ** ages[slot.ref] if slot.ref in ages else 0.0
         score = relevance + recency - need.restore_s(slot) / PATIENCE_S
-        return -relevance if is_near(slot) else 0.0, -score, -need.order(slot.ref)
+        is_best = is_near(slot) and slot.ref not in need.asking
+        return not is_best, -relevance if is_near(slot) else 0.0, -score, -need.order(slot.ref)
 
     for slot in sorted([*present, *absent], key=rank):
         if slot.ref in kept or slot.num_tokens > room or (slot.ref in away and slot.num_tokens > recall_room):
@@ -110,9 +111,13 @@ def _relevance(slot: Slot, need: Need) -> float:
 def _near_to_best(standing: Iterable[Slot], absent: Iterable[Slot], need: Need) -> _IsNear:
     """Whether a turn is relevant at all, and nearly as much as the most relevant of these.
 
-    What stands and only asked does not count: whoever asks again what was not answered must not be kept from it.
+    What only asked does not count, since it has all the words of a question that is asked in the same way again, of
+    somebody else even, and not its answer; but what left and asked does where nothing else tells.
     """
-    telling = (*absent, *(slot for slot in standing if slot.ref not in need.asking))
+    absent = [*absent]
+    telling = [slot for slot in (*absent, *standing) if slot.ref not in need.asking]
+    if all(_relevance(slot, need) < RECALL_RELEVANCE for slot in telling):
+        telling += absent
     best = max((_in_common(_relevance(slot, need)) for slot in telling), default=0.0)
 
     def is_near(slot: Slot) -> bool:

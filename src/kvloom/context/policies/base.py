@@ -28,8 +28,8 @@ class Need:
 
     `limit`: the most tokens that the manifest may hold. `relevance`: how much each turn and chunk has to do with the
     question, by ref, 0 … 1. `recallable`: turns that a policy or a compression took out before, oldest first. `order`:
-    a turn's ordinal in the session. `restore_s`: seconds to bring a slot back to the device. `asking`: turns that stand
-    and in which somebody asked something, so that its words say little of what is known. `is_follow_up`: the question
+    a turn's ordinal in the session. `restore_s`: seconds to bring a slot back to the device. `asking`: turns in which
+    somebody asked for something, so that their words say little of what is known. `is_follow_up`: the question
     names too little to be about anything but what was said last ("and why?").
     """
 
