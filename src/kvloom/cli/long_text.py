@@ -86,14 +86,15 @@ def standard_input() -> str:
 
 
 class ToldProgress:
-    """Shows progress and remembers it, to say how far work came that was stopped."""
+    """Shows progress and remembers that of one unit, to say how far work came that was stopped."""
 
-    def __init__(self, view: ProgressView) -> None:
-        self._view = view
+    def __init__(self, view: ProgressView, unit: str) -> None:
+        self._view, self._unit = view, unit
         self._last: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
-        self._last = progress
+        if progress.unit == self._unit:
+            self._last = progress
         self._view(progress)
 
     def left_words(self) -> str:

@@ -116,9 +116,10 @@ def ask_windows(  # noqa: PLR0913 - a public function: each is one keyword of it
     limit = MAX_REPLY_TOKENS if max_tokens is None else max_tokens
     wanted = WindowPass(prompt, size, overlap, _combine(combine), limit)
     watch = _watch("asking", "windows", progress, is_cancelled)
+    laying = _watch("laying windows", "characters", progress, is_cancelled)
     system = "" if isinstance(model, TextModel) else model.settings.system
     with _model(model, system, is_cancelled) as found, _results(model, results) as kept:
-        return ask_each_window(text, wanted, found, kept, watch)
+        return ask_each_window(text, wanted, found, kept, watch, laying)
 
 
 def read_files(paths: Sequence[Path]) -> FilesRead:

@@ -151,3 +151,13 @@ def num_results(home: Path) -> int:
             return int(database.execute("SELECT count(*) FROM results").fetchone()[0])
     except sqlite3.Error:  # not made yet
         return 0
+
+
+def test_replies_that_ended_at_their_limit_are_told(kvloom: Kvloom, book: Path) -> None:
+    found = kvloom("window", book, *QUESTION, "--json").document["windows"]
+    num_cut_off = sum(one["is_cut_off"] for one in found)
+    assert num_cut_off > 0, "random weights end no reply within four tokens"
+    assert (
+        f"{num_cut_off} of {len(found)} replies ended at 4 tokens: --max-tokens"
+        in kvloom("window", book, *QUESTION).err
+    )

@@ -115,3 +115,29 @@ def test_windows_with_nothing_to_say_are_left_out_of_what_is_combined() -> None:
     scripted = ScriptedModel(lambda prompt: "yes" if "fact120," in prompt else "")
     found = ask_windows(TEXT, WindowPass("Which?", 300, 0.0, Combine.ANSWER), scripted.model)
     assert (found.text, found.num_rounds) == ("yes", 0)
+
+
+def test_replies_that_ended_at_their_limit_are_marked_also_those_from_before() -> None:
+    results = MemoryResults()
+    scripted = ScriptedModel(lambda prompt: "one two three four" if "fact1," in prompt else "two words")
+    for _ in range(2):
+        found = ask_windows(TEXT, WindowPass("Which?", 300, reply_tokens=4), scripted.model, results)
+        assert [reply.is_cut_off for reply in found.replies] == [True] + [False] * (len(found.replies) - 1)
+        assert found.num_cut_off == 1
+        assert found.text.count("…") == 1
+        assert ":\none two three four…\n\n" in found.text
+        assert found.replies[0].text == "one two three four"
+
+
+def test_laying_is_seen_before_the_first_question_and_can_be_stopped() -> None:
+    scripted = ScriptedModel(told_facts)
+    num_asked: list[int] = []
+    laying = Watch(lambda _done, _total: num_asked.append(len(scripted.prompts)))
+    ask_windows(TEXT, WindowPass("Which?", 300), scripted.model, laying=laying)
+    assert len(num_asked) > 3
+    assert set(num_asked) == {0}
+    stopped = ScriptedModel(told_facts)
+    looks = iter((False, True))
+    with pytest.raises(CancelledError, match="while windows were laid"):
+        ask_windows(TEXT, WindowPass("Which?", 300), stopped.model, laying=Watch(is_cancelled=lambda: next(looks)))
+    assert stopped.prompts == []
