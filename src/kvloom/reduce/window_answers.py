@@ -15,7 +15,7 @@ from kvloom.reduce.extract import shortened
 from kvloom.reduce.fit import Count
 from kvloom.reduce.prompts import Wording
 from kvloom.reduce.summarize import MAX_PIECE_TOKENS, Watch
-from kvloom.reduce.windows import Window, check_layout, windows
+from kvloom.reduce.windows import Window, check_layout, check_text, windows
 
 MAX_REPLY_TOKENS = 256
 """Of the reply to one window, where nobody said otherwise."""
@@ -45,8 +45,8 @@ class WindowPass:
 
 @dataclass(frozen=True)
 class WindowReply:
-    """`is_new`: it was computed now, not found in the results. `is_cut_off`: it ended where it had to, at the most tokens
-    of a reply."""
+    """`is_new`: it was computed now, not found in the results. `is_cut_off`: it has as many tokens
+    as a reply may have."""
 
     window: Window
     text: str
@@ -88,6 +88,7 @@ def ask_windows(
     CancelledError between two windows that are laid, and between two prompts: what was asked is found when it is asked
     again.
     """
+    check_text(text)
     if not text.strip() or not wanted.prompt.strip():
         missing = "text" if not text.strip() else "prompt"
         raise UsageError(f"there is nothing to ask: the {missing} is empty")
@@ -133,9 +134,11 @@ def _size(wanted: WindowPass, model: TextModel) -> int:
     size = min(MAX_PIECE_TOKENS, model.window_tokens - beside) if wanted.size is None else wanted.size
     needed = max(1, size) + beside
     if needed > model.window_tokens:
+        most = model.window_tokens - beside
+        hint = f"a smaller size ({most:,} at most) or reply" if most > 0 else "a smaller reply or prompt"
         raise ContextOverflowError(
-            f"a window of {max(1, size)} tokens takes {needed} with the prompt and {wanted.reply_tokens} for its reply,"
-            f" and the model has room for {model.window_tokens}; give a smaller size or reply, or a larger context",
+            f"a window of {max(1, size):,} tokens takes {needed:,} with the prompt and {wanted.reply_tokens:,} for its "
+            f"reply, and the model has room for {model.window_tokens:,}; give {hint}, or a larger context",
             num_needed_tokens=needed,
             num_window_tokens=model.window_tokens,
         )

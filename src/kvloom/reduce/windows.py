@@ -48,9 +48,10 @@ def windows(text: str, size: int, overlap: float, count: Count, watch: Watch | N
     Each begins in the one before it: with `overlap` of that one's tokens, or some fewer where a line or a word begins
     there. Without the overlaps they are the text. A single character that takes more than `size` is a window by itself.
     `watch` is told the characters that are in windows, and asked before each window.
-    Raises UsageError for a size below 1, and for an overlap that is not within 0 and MAX_OVERLAP; CancelledError
-    between two windows.
+    Raises UsageError for what is no text, for a size below 1, and for an overlap that is not within 0 and MAX_OVERLAP;
+    CancelledError between two windows.
     """
+    check_text(text)
     check_layout(size, overlap)
     if not text:
         return ()
@@ -78,6 +79,12 @@ def windows(text: str, size: int, overlap: float, count: Count, watch: Watch | N
         covered = stop
         watch.progress(covered, len(text))
     return tuple(found)
+
+
+def check_text(text: object) -> None:
+    """Raises UsageError for what is no str."""
+    if not isinstance(text, str):
+        raise UsageError(f"windows are laid over one text, a str; got {type(text).__name__}")
 
 
 def check_layout(size: int, overlap: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvloom.errors import CancelledError, ContextOverflowError, UsageError
@@ -95,7 +97,7 @@ def test_without_a_size_windows_are_as_large_as_the_model_allows() -> None:
 
 def test_windows_that_do_not_fit_are_refused_before_anything_is_computed() -> None:
     scripted = ScriptedModel(told_facts)
-    with pytest.raises(ContextOverflowError, match=r"a window of 790 tokens takes \d+ .* room for 800") as caught:
+    with pytest.raises(ContextOverflowError, match=r"window of 790 .* room for 800; .*\(\d+ at most\)") as caught:
         ask_windows(TEXT, WindowPass("Which?", 790), scripted.model)
     assert caught.value.num_needed_tokens > caught.value.num_window_tokens == 800
     for wrong in (WindowPass(" "), WindowPass("x", 100, 1.0), WindowPass("x", 0), WindowPass("x", reply_tokens=0)):
@@ -141,3 +143,14 @@ def test_laying_is_seen_before_the_first_question_and_can_be_stopped() -> None:
     with pytest.raises(CancelledError, match="while windows were laid"):
         ask_windows(TEXT, WindowPass("Which?", 300), stopped.model, laying=Watch(is_cancelled=lambda: next(looks)))
     assert stopped.prompts == []
+
+
+def test_the_largest_size_is_told_and_is_one_that_fits() -> None:
+    large = ScriptedModel(told_facts, window_tokens=20_000)
+    with pytest.raises(ContextOverflowError, match=r"a window of 999,999 tokens .* room for 20,000;") as caught:
+        ask_windows(TEXT, WindowPass("Which?", 999_999), large.model)
+    [most] = re.findall(r"\(([\d,]+) at most\)", str(caught.value))
+    size = int(most.replace(",", ""))
+    assert ask_windows(TEXT, WindowPass("Which?", size), large.model).size == size
+    with pytest.raises(ContextOverflowError, match=f"{size:,} at most"):
+        ask_windows(TEXT, WindowPass("Which?", size + 1), large.model)

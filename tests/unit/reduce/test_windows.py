@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -154,3 +155,9 @@ def test_laying_windows_is_watched_and_ends_at_the_next_window_once_it_is_cancel
     looks = iter((False, True))
     with pytest.raises(CancelledError, match=f"over {found[0].stop:,} of {len(PROSE):,} characters"):
         windows(PROSE, 60, 0.5, by_words, Watch(is_cancelled=lambda: next(looks)))
+
+
+@pytest.mark.parametrize("given", [b"bytes", None, ["a", "b"]])
+def test_what_is_no_text_is_refused_with_words(given: Any) -> None:
+    with pytest.raises(UsageError, match=f"one text, a str; got {type(given).__name__}"):
+        windows(given, 10, 0, by_words)

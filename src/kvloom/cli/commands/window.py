@@ -70,6 +70,7 @@ def window(
     _check_overlap(overlap)
     text = read_one(file)
     output = options.output
+    text.tell(output)
     with output.progress() as progress, options.open_loom(progress) as loom, interruptible() as is_cancelled:
         seen = ToldProgress(progress, "windows")
         try:
