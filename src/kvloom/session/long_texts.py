@@ -246,8 +246,14 @@ def _combine(wanted: Combine | str) -> Combine:
 
 
 def _watch(task: str, unit: str, progress: ProgressCallback | None, is_cancelled: Callable[[], bool]) -> Watch:
+    num_known = 0
+
+    def know(number: int) -> None:
+        nonlocal num_known
+        num_known = number
+
     def report(done: int, total: int) -> None:
         if progress is not None:
-            progress(Progress(task, done, total, unit))
+            progress(Progress(task, done, total, unit, num_known))
 
-    return Watch(report, is_cancelled)
+    return Watch(report, is_cancelled, know)

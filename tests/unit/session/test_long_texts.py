@@ -141,3 +141,15 @@ def test_laying_windows_is_progress_before_the_first_question() -> None:
     kvloom.ask_windows(TEXT, "Which?", scripted.model, size=100, progress=progress)
     assert seen[0] == Progress("laying windows", 0, len(TEXT), "characters")
     assert Progress("laying windows", len(TEXT), len(TEXT), "characters") in seen
+
+
+def test_progress_says_what_was_known_from_before() -> None:
+    scripted, results = ScriptedModel(told_facts), MemoryResults()
+    seen: list[Progress] = []
+    first = kvloom.ask_windows(TEXT, "Which?", scripted.model, size=100, results=results)
+    kvloom.ask_windows(
+        f"{TEXT}\n\nOne more.", "Which?", scripted.model, size=100, results=results, progress=seen.append
+    )
+    last = seen[-1]
+    assert 0 < last.num_known < last.done
+    assert last.num_known >= len(first.replies) - 1
