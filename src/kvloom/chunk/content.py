@@ -123,9 +123,9 @@ def read_text(text: str, *, name: str = "text", max_bytes: int = MAX_CONTENT_BYT
             f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or add it to a library"
         )
     if not text.strip():
-        raise ContentError(f"{name} is empty: there is nothing to load")
+        raise ContentError(f"{name} is empty")
     if "\x00" in text:
-        raise ContentError(f"{name} holds a NUL character at {text.index(chr(0))}: only text can be loaded")
+        raise ContentError(f"{name} holds a NUL character at {text.index(chr(0))}: only text can be read")
     encoding = Encoding.UTF8_BOM if data.startswith(_BOM) else Encoding.UTF8
     return Content(content_id(data), data, decode_content(data), encoding)
 
@@ -216,13 +216,13 @@ def _content(data: bytes, label: str, source: Source | None, repair: bool) -> Co
         text = data.removeprefix(_BOM).decode(errors="replace")
         data, encoding = text.encode(), Encoding.REPAIRED
     if not text.strip():
-        raise ContentError(f"{label} holds only white space ({len(data)} bytes): there is nothing to load")
+        raise ContentError(f"{label} holds only white space ({len(data):,} bytes)")
     return Content(content_id(data), data, text, encoding, source)
 
 
 def _check_is_text(data: bytes, label: str) -> None:
     if not data:
-        raise ContentError(f"{label} is empty (0 bytes): there is nothing to load")
+        raise ContentError(f"{label} is empty (0 bytes)")
     for magic, what, advice in _MAGIC:
         # "BZh" and "GGUF" could open a prose text; then there are no control bytes behind it.
         if data.startswith(magic) and (magic[0] > 0x7E or magic[0] < 0x20 or _has_control(data) or magic == b"%PDF-"):
@@ -231,7 +231,7 @@ def _check_is_text(data: bytes, label: str) -> None:
         raise ContentError(f"{label} is a WebP image: images are not supported, describe it in a text file")
     at = data.find(b"\x00")
     if at >= 0:
-        raise ContentError(f"{label} is binary (a NUL byte at {at}): only text can be loaded")
+        raise ContentError(f"{label} is binary (a NUL byte at {at}): only text can be read")
 
 
 def _has_control(data: bytes) -> bool:

@@ -33,6 +33,9 @@ PLAIN_WIDTH = 120
 PLAIN_PROGRESS_EVERY_S = 5.0
 """Where stderr is no terminal, one line of progress per task at most this often."""
 
+_SLOW_UNITS = frozenset({"windows", "parts"})
+"""Each takes seconds: where stderr is no terminal, a line says at once how many there are."""
+
 DEBUG_VARIABLE = "KVLOOM_DEBUG"
 """Set to 1: an unexpected error shows its traceback."""
 
@@ -165,6 +168,7 @@ class ProgressView:
         self._bars: Bars | None = None
         self._bar: TaskID | None = None
         self._task = ""
+        self._num_known = 0
 
     def __enter__(self) -> ProgressView:
         return self
@@ -192,19 +196,23 @@ class ProgressView:
 
         if progress.task != self._task:
             self.clear()
-            self._task = progress.task
+            self._task, self._num_known = progress.task, 0
         if self._bars is None or self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"))
             self._bars = Bars(*columns, TimeRemainingColumn(), console=self._console, transient=True)
             self._bars.start()
             self._bar = self._bars.add_task(amounts.printable(progress.task), total=None, count="")
+        if progress.num_known != self._num_known:  # the time that remains is reckoned from what follows
+            self._num_known = progress.num_known
+            self._bars.reset(self._bar, completed=progress.done)
         self._bars.update(self._bar, completed=progress.done, total=progress.total or None, count=_count(progress))
 
     def _show_line(self, progress: Progress) -> None:
         assert self._console is not None
         now = self._clock()
         # Work that ends before it was ever worth a line stays silent.
-        if now - self._last_line >= PLAIN_PROGRESS_EVERY_S:
+        is_beginning = progress.unit in _SLOW_UNITS and not progress.done
+        if is_beginning or now - self._last_line >= PLAIN_PROGRESS_EVERY_S:
             self._last_line = now
             self._console.print(amounts.printable(f"{progress.task}: {_count(progress)}"), soft_wrap=True)
 

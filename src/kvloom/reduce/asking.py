@@ -64,7 +64,8 @@ class Asker:
         self.model = model
         self._results, self._watch = results, watch
         self.num_asked = self.num_found = 0
-        self._done = self._total = 0
+        self._done = self._total = self._num_known = 0
+        self._num_asked_before = 0
 
     def ask(self, prompt: str, max_tokens: int) -> str:
         """The reply. Raises CancelledError before a prompt is computed; what was found before stays found."""
@@ -90,6 +91,10 @@ class Asker:
     def step(self) -> None:
         """One of them is done."""
         self._done += 1
+        if self.num_asked == self._num_asked_before:
+            self._num_known += 1
+            self._watch.known(self._num_known)
+        self._num_asked_before = self.num_asked
         self._watch.progress(self._done, self._total)
 
 

@@ -15,7 +15,8 @@ Count = Callable[[str], int]
 """The tokens of a text: a model's own tokenizer, `Loom.count`, a provider's endpoint or an estimate."""
 
 _NUM_JUMPS = 8
-"""Steps by the text's own characters per token, close from both sides; then halving, which always ends."""
+"""Steps by the text's own characters per token, close from both sides; then doubling until a length is too long, and
+halving, which always ends."""
 _SEAM_SHARE = 0.3
 """A part may end this share of its length earlier, where the text has a natural end."""
 _SEAMS = (
@@ -48,7 +49,8 @@ def longest(limit: int, excess: Callable[[int], int], guess: int, chars_per_toke
         reach = max(1, int((abs(over) + 1) * chars_per_token))
         guess = low + reach if over <= 0 else high - reach
         if num_steps >= _NUM_JUMPS:
-            guess = (low + high) // 2
+            # Where nothing was too long yet, half of what is left may be megabytes beyond.
+            guess = min((low + high) // 2, 2 * low) if high > limit else (low + high) // 2
     return low
 
 

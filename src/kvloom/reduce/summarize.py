@@ -54,10 +54,12 @@ class SummaryRoom:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on. `progress(done, total)` counts prompts; `is_cancelled` is asked before each."""
+    """Who looks on. `progress(done, total)` counts prompts; `is_cancelled` is asked before each. `known(number)` says,
+    in front of `progress`, how many of those that are done were not computed."""
 
     progress: Callable[[int, int], None] = lambda _done, _total: None
     is_cancelled: Callable[[], bool] = lambda: False
+    known: Callable[[int], None] = lambda _number: None
 
 
 @dataclass(frozen=True)

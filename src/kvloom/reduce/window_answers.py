@@ -15,12 +15,14 @@ from kvloom.reduce.extract import shortened
 from kvloom.reduce.fit import Count
 from kvloom.reduce.prompts import Wording
 from kvloom.reduce.summarize import MAX_PIECE_TOKENS, Watch
-from kvloom.reduce.windows import Window, check_layout, windows
+from kvloom.reduce.windows import Window, check_layout, check_text, windows
 
 MAX_REPLY_TOKENS = 256
 """Of the reply to one window, where nobody said otherwise."""
 _SEAM_TOKENS = 8
 """What a prompt may take more than its parts apart."""
+_TRIMMED_TOKENS = 1
+"""Of a reply that was cut off, the white space at its ends: it is gone when the reply is counted again."""
 
 
 class Combine(Enum):
@@ -43,11 +45,13 @@ class WindowPass:
 
 @dataclass(frozen=True)
 class WindowReply:
-    """`is_new`: it was computed now, not found in the results."""
+    """`is_new`: it was computed now, not found in the results. `is_cut_off`: it has as many tokens
+    as a reply may have."""
 
     window: Window
     text: str
     is_new: bool
+    is_cut_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,35 @@ class WindowAnswers:
     num_asked: int
     num_found: int
 
+    @property
+    def num_cut_off(self) -> int:
+        return sum(one.is_cut_off for one in self.replies)
+
 
 def ask_windows(
-    text: str, wanted: WindowPass, model: TextModel, results: Results | None = None, watch: Watch | None = None
+    text: str,
+    wanted: WindowPass,
+    model: TextModel,
+    results: Results | None = None,
+    watch: Watch | None = None,
+    laying: Watch | None = None,
 ) -> WindowAnswers:
     """One prompt for each window of `text`, in its order, and their replies combined.
+
+    `laying` is who looks on while windows are laid, in characters; `watch` counts prompts.
 
     Raises UsageError for a prompt or a text without a word and for windows that cannot be laid, ContextOverflowError
     where a window, the prompt and a reply, or two replies to combine, are more than the model's window; before anything
     is computed.
-    CancelledError between two prompts: what was asked is found when it is asked again.
+    CancelledError between two windows that are laid, and between two prompts: what was asked is found when it is asked
+    again.
     """
+    check_text(text)
     if not text.strip() or not wanted.prompt.strip():
         missing = "text" if not text.strip() else "prompt"
         raise UsageError(f"there is nothing to ask: the {missing} is empty")
     size = _size(wanted, model)
-    found = windows(text, size, wanted.overlap, model.count)
+    found = windows(text, size, wanted.overlap, model.count, laying)
     if wanted.combine is Combine.ANSWER and len(found) > 1:
         _room_for_answers(wanted, model)
     asker = Asker(model, MemoryResults() if results is None else results, watch or Watch())
@@ -85,13 +102,15 @@ def ask_windows(
     replies: list[WindowReply] = []
     for window in found:
         num_asked = asker.num_asked
-        reply = asker.ask(wording.prompt(window.text), wanted.reply_tokens).strip()
-        replies.append(WindowReply(window, reply, asker.num_asked > num_asked))
+        reply = asker.ask(wording.prompt(window.text), wanted.reply_tokens)
+        is_cut_off = model.count(reply) >= max(1, wanted.reply_tokens - _TRIMMED_TOKENS)
+        replies.append(WindowReply(window, reply.strip(), asker.num_asked > num_asked, is_cut_off))
         asker.step()
     told = [f"{lines_of(one.window)}:\n{one.text}" for one in replies if one.text]
     num_rounds = 0
     if wanted.combine is Combine.LIST:
-        result = "\n\n".join(told)
+        shown = [f"{lines_of(one.window)}:\n{one.text}{'…' * one.is_cut_off}" for one in replies if one.text]
+        result = "\n\n".join(shown)
     elif len(told) > 1:
         result, num_rounds = _answered(told, wanted, asker)
     else:
@@ -115,9 +134,11 @@ def _size(wanted: WindowPass, model: TextModel) -> int:
     size = min(MAX_PIECE_TOKENS, model.window_tokens - beside) if wanted.size is None else wanted.size
     needed = max(1, size) + beside
     if needed > model.window_tokens:
+        most = model.window_tokens - beside
+        hint = f"a smaller size ({most:,} at most) or reply" if most > 0 else "a smaller reply or prompt"
         raise ContextOverflowError(
-            f"a window of {max(1, size)} tokens takes {needed} with the prompt and {wanted.reply_tokens} for its reply,"
-            f" and the model has room for {model.window_tokens}; give a smaller size or reply, or a larger context",
+            f"a window of {max(1, size):,} tokens takes {needed:,} with the prompt and {wanted.reply_tokens:,} for its "
+            f"reply, and the model has room for {model.window_tokens:,}; give {hint}, or a larger context",
             num_needed_tokens=needed,
             num_window_tokens=model.window_tokens,
         )

@@ -8,16 +8,22 @@ from __future__ import annotations
 import bisect
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from kvloom.errors import UsageError
-from kvloom.reduce.boundaries import boundary_after, is_boundary
+from kvloom.errors import CancelledError, UsageError
+from kvloom.reduce.boundaries import boundary_after, boundary_before, is_boundary
 from kvloom.reduce.fit import Count, longest, part_end
+from kvloom.reduce.summarize import Watch
 
 MAX_OVERLAP = 0.75
 """Each token is read four times then. Beyond it a pass costs a multiple of that and sees nothing new."""
 
 _SLACK_SHARE = 1 / 32
 """Of a size that may stay free: to look for the last token takes as many counts again as all else."""
+_MAX_CHARS_PER_TOKEN = 64
+"""Longer texts than so many for each token of a window are not counted as a whole: they are more than one window."""
+_NUM_KNOWN_COUNTS = 8
+"""A window is counted where its end is looked for, and again where it is made: the last counts are remembered."""
 _SHIFT_SHARE = 0.3
 """An overlap may be this share of itself smaller, so that a window begins where a line or a word does."""
 _BEGINNINGS = (re.compile(r"\n\s*"), re.compile(r"\s+"))
@@ -36,24 +42,33 @@ class Window:
     num_tokens: int
 
 
-def windows(text: str, size: int, overlap: float, count: Count) -> tuple[Window, ...]:
+def windows(text: str, size: int, overlap: float, count: Count, watch: Watch | None = None) -> tuple[Window, ...]:
     """The windows of at most `size` tokens over `text`, counted by `count` (for a loaded model, `loom.count`).
 
     Each begins in the one before it: with `overlap` of that one's tokens, or some fewer where a line or a word begins
     there. Without the overlaps they are the text. A single character that takes more than `size` is a window by itself.
-    Raises UsageError for a size below 1, and for an overlap that is not within 0 and MAX_OVERLAP.
+    `watch` is told the characters that are in windows, and asked before each window.
+    Raises UsageError for what is no text, for a size below 1, and for an overlap that is not within 0 and MAX_OVERLAP;
+    CancelledError between two windows.
     """
+    check_text(text)
     check_layout(size, overlap)
     if not text:
         return ()
+    watch, count = watch or Watch(), lru_cache(_NUM_KNOWN_COUNTS)(count)
+    watch.progress(0, len(text))
     lines = _Lines(text)
-    num_tokens = count(text)
-    if num_tokens <= size:
+    head = text[: boundary_before(text, size * _MAX_CHARS_PER_TOKEN)]
+    num_tokens = count(head)
+    if num_tokens <= size and len(head) == len(text):
+        watch.progress(len(text), len(text))
         return (lines.window(0, len(text), num_tokens),)
-    rate, slack = len(text) / num_tokens, int(size * _SLACK_SHARE)
+    rate, slack = len(head) / max(1, num_tokens), int(size * _SLACK_SHARE)
     found: list[Window] = []
     start = covered = 0
     while covered < len(text):
+        if watch.is_cancelled():
+            raise CancelledError(f"stopped while windows were laid: over {covered:,} of {len(text):,} characters")
         stop = part_end(text, start, size, count, rate, covered, slack)
         if stop <= covered:  # the overlap alone fills this window: counts of two ends of a text do not add up
             start = covered
@@ -62,7 +77,14 @@ def windows(text: str, size: int, overlap: float, count: Count) -> tuple[Window,
         rate = (stop - start) / max(1, found[-1].num_tokens)
         start = _next_start(text, found[-1], overlap, count)
         covered = stop
+        watch.progress(covered, len(text))
     return tuple(found)
+
+
+def check_text(text: object) -> None:
+    """Raises UsageError for what is no str."""
+    if not isinstance(text, str):
+        raise UsageError(f"windows are laid over one text, a str; got {type(text).__name__}")
 
 
 def check_layout(size: int, overlap: float) -> None:

@@ -232,8 +232,14 @@ def validation_error(items: Sequence[Any], body: Any, model: object = None) -> A
     if kind == "union_tag_not_found":
         return _no_tag(param, item)
     says_which = not param or "param" in item.get("ctx", {})
-    message = f"{item['msg']}." if says_which else f"`{param}`: {item['msg']}."
+    words = _words(item["msg"])
+    message = f"{words}." if says_which else f"`{param}`: {words}."
     return ApiError(HTTPStatus.BAD_REQUEST, message, code=_code(kind), param=param or None)
+
+
+def _words(message: str) -> str:
+    """What a validator says, without pydantic's way to begin it."""
+    return message.removeprefix("Value error, ").replace("Input should be", "it should be")
 
 
 def parameter_name(path: Sequence[Any], body: Any, *, may_lack: bool = True) -> str:

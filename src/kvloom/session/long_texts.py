@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvloom.errors import ContentError, UsageError
-from kvloom.read import Document, ReadLimits, Skipped, read
+from kvloom.read import Document, Extract, ReadLimits, Skipped, extract_plain, read
 from kvloom.reduce.asking import MemoryResults, Results, TextModel
 from kvloom.reduce.summarize import Watch
 from kvloom.reduce.tree import DEFAULT_WORDS, Node, TextSource, TreeSummary, summarize_tree
@@ -27,6 +27,7 @@ from kvloom.session.values import Progress, ProgressCallback
 from kvloom.text.splitter import SplitSizes, split
 
 __all__ = [
+    "MAX_REPLY_TOKENS",
     "FilesRead",
     "NamedText",
     "Node",
@@ -34,6 +35,7 @@ __all__ = [
     "WindowAnswers",
     "ask_windows",
     "read_files",
+    "read_input",
     "split_by_content",
     "summarize",
 ]
@@ -90,8 +92,9 @@ def summarize(
     Raises UsageError where there is nothing to summarize or the window is too small, CancelledError between two steps.
     """
     watch = _watch("summarizing", "parts", progress, is_cancelled)
+    sources = _sources(texts)
     with _model(model, SYSTEM, is_cancelled) as found, _results(model, results) as kept:
-        return summarize_tree(_sources(texts), found, split_by_content, words=words, results=kept, watch=watch)
+        return summarize_tree(sources, found, split_by_content, words=words, results=kept, watch=watch)
 
 
 def ask_windows(  # noqa: PLR0913 - a public function: each is one keyword of its own
@@ -116,9 +119,15 @@ def ask_windows(  # noqa: PLR0913 - a public function: each is one keyword of it
     limit = MAX_REPLY_TOKENS if max_tokens is None else max_tokens
     wanted = WindowPass(prompt, size, overlap, _combine(combine), limit)
     watch = _watch("asking", "windows", progress, is_cancelled)
+    laying = _watch("laying windows", "characters", progress, is_cancelled)
     system = "" if isinstance(model, TextModel) else model.settings.system
     with _model(model, system, is_cancelled) as found, _results(model, results) as kept:
-        return ask_each_window(text, wanted, found, kept, watch)
+        return ask_each_window(text, wanted, found, kept, watch, laying)
+
+
+def read_input(data: bytes, name: str, limits: ReadLimits | None = None) -> Extract:
+    """The text of bytes that came from elsewhere, read as a text file is. Raises ContentError, with what to do."""
+    return extract_plain(data, name, limits)
 
 
 def read_files(paths: Sequence[Path], limits: ReadLimits | None = None) -> FilesRead:
@@ -131,11 +140,9 @@ def read_files(paths: Sequence[Path], limits: ReadLimits | None = None) -> Files
         elif isinstance(found, Skipped):
             skipped.append(found)
     if not documents:
-        reasons = "; ".join(f"{one.name}: {one.why}" for one in skipped[:_MAX_REASONS])
+        reasons = "; ".join(f"{one.path} {one.why}" for one in skipped[:_MAX_REASONS])
         more = f"; and {len(skipped) - _MAX_REASONS} more" if len(skipped) > _MAX_REASONS else ""
-        raise ContentError(
-            f"no text was found. {reasons}{more}" if skipped else "no text was found: the folder is empty"
-        )
+        raise ContentError(f"{reasons}{more}" if skipped else "no text was found: the folder is empty")
     return FilesRead(tuple(documents), tuple(skipped))
 
 
@@ -204,11 +211,30 @@ def _results(model: Loom | TextModel, given: Results | None) -> Iterator[Results
 
 
 def _sources(texts: Texts) -> list[TextSource]:
+    """Raises UsageError for what is no text or none with a name."""
     if isinstance(texts, str):
         return [TextSource("text", texts)]
-    if isinstance(texts, Mapping):
-        return [TextSource(name, text) for name, text in texts.items()]
-    return [TextSource(one.name, one.text) for one in texts]
+    try:
+        if isinstance(texts, Mapping):
+            found = [TextSource(name, text) for name, text in texts.items()]
+        else:
+            found = [TextSource(one.name, one.text) for one in texts]
+    except (AttributeError, TypeError) as exc:
+        raise _no_texts(texts) from exc
+    if not all(_is_str(part) for one in found for part in (one.name, one.text)):
+        raise _no_texts(texts)
+    return found
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _no_texts(given: object) -> UsageError:
+    return UsageError(
+        "what is summarized is one text, a mapping of names to texts, or documents that have a name and a text; "
+        f"got {type(given).__name__}"
+    )
 
 
 def _combine(wanted: Combine | str) -> Combine:
@@ -220,8 +246,14 @@ def _combine(wanted: Combine | str) -> Combine:
 
 
 def _watch(task: str, unit: str, progress: ProgressCallback | None, is_cancelled: Callable[[], bool]) -> Watch:
+    num_known = 0
+
+    def know(number: int) -> None:
+        nonlocal num_known
+        num_known = number
+
     def report(done: int, total: int) -> None:
         if progress is not None:
-            progress(Progress(task, done, total, unit))
+            progress(Progress(task, done, total, unit, num_known))
 
-    return Watch(report, is_cancelled)
+    return Watch(report, is_cancelled, know)

@@ -405,12 +405,16 @@ class Warmed:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far long work has come. `total` is 0 where it is not known."""
+    """How far long work has come. `total` is 0 where it is not known.
+
+    `num_known`: so many of `done` were known from before; they took no time and say nothing of the speed.
+    """
 
     task: str
     done: int
     total: int
     unit: str = "tokens"
+    num_known: int = 0
 
 
 ProgressCallback = Callable[[Progress], None]

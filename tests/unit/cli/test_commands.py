@@ -130,12 +130,27 @@ def test_count_is_exact_and_adds_up(kvloom: Kvloom, files: list[Path]) -> None:
     assert "total" in kvloom("count", *files[:2]).out
 
 
+def test_count_takes_empty_files_folders_and_standard_input_once(kvloom: Kvloom, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("the cat", encoding="utf-8")
+    (tmp_path / "empty").touch()
+    found = kvloom("count", tmp_path / "empty", "-", folder, "--json", stdin="the cat").document
+    assert [row["file"] for row in found["files"]] == [str(tmp_path / "empty"), "-", "folder/a.txt"]
+    assert found["files"][0]["num_tokens"] == 0
+    assert found["files"][1]["num_tokens"] == found["files"][2]["num_tokens"] > 0
+    for command in ("count", "summarize"):
+        ran = kvloom(command, "-", "-", stdin="the cat")
+        assert ran.code == 1
+        assert "named more than once" in ran.err
+
+
 def test_count_of_a_binary_or_missing_file_is_an_error_with_its_reason(kvloom: Kvloom, tmp_path: Path) -> None:
-    (tmp_path / "x.bin").write_bytes(b"abc\xff")
-    assert "byte 3" in kvloom("count", tmp_path / "x.bin").err
+    (tmp_path / "x.bin").write_bytes(b"abc\x00")
+    assert "x.bin is binary (a NUL byte at 3)" in kvloom("count", tmp_path / "x.bin").err
     ran = kvloom("count", tmp_path / "none.txt")
     assert ran.code == 1
-    assert "No such file" in ran.err
+    assert "no such file" in ran.err
 
 
 def test_chunks_can_be_added_listed_shown_and_removed(kvloom: Kvloom, files: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from kvloom.cli import amounts
+from kvloom.cli.long_text import ReadText, standard_input
+from kvloom.errors import ContentError
+from kvloom.read import ReadLimits
 from tests.unit.cli.conftest import Kvloom
 
 TEXT = "\n\n".join(f"Paragraph {number} tells of a cat, and of the line {number * 3}." for number in range(60)) + "\n"
@@ -151,3 +155,44 @@ def num_results(home: Path) -> int:
             return int(database.execute("SELECT count(*) FROM results").fetchone()[0])
     except sqlite3.Error:  # not made yet
         return 0
+
+
+def test_replies_that_ended_at_their_limit_are_told(kvloom: Kvloom, book: Path) -> None:
+    found = kvloom("window", book, *QUESTION, "--json").document["windows"]
+    num_cut_off = sum(one["is_cut_off"] for one in found)
+    assert num_cut_off > 0, "random weights end no reply within four tokens"
+    assert (
+        f"{num_cut_off} of {len(found)} replies ended at 4 tokens: --max-tokens"
+        in kvloom("window", book, *QUESTION).err
+    )
+
+
+@pytest.mark.parametrize("words", [["count"], ["truncate", "-n", "9"], ["window", "-p", "x"], ["summarize"]])
+def test_older_encodings_are_read_by_all_commands_and_told(kvloom: Kvloom, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "old.txt").write_bytes("Le café est fermé à midi.".encode("latin-1"))
+    ran = kvloom(*words, tmp_path / "old.txt")
+    assert ran.code == 0, ran.err
+    assert "old.txt: read as Windows-1252" in ran.err
+
+
+@pytest.mark.parametrize("words", [["count"], ["truncate", "-n", "9"], ["window", "-p", "x"], ["summarize"]])
+def test_what_is_no_text_is_refused_by_all_commands_in_the_same_words(
+    kvloom: Kvloom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    (tmp_path / "x.bin").write_bytes(b"ab\x00c")
+    assert f"error: {tmp_path / 'x.bin'} is binary (a NUL byte at 2)" in kvloom(*words, tmp_path / "x.bin").err
+    assert "none: no such file or folder" in kvloom(*words, tmp_path / "none").err
+
+
+def test_standard_input_is_read_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, text, note in ((b"caf\xe9 ferm\xe9\r\n", "café fermé\r\n", "read as Windows-1252"), (b"", "", "")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert standard_input(ReadLimits()) == ReadText("standard input", text, note)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"%PDF-1.4")))
+    with pytest.raises(ContentError, match=r"standard input is a PDF document, .*pdftotext"):
+        standard_input(ReadLimits())
+
+
+def test_an_empty_file_is_told_with_its_path_and_one_reason(kvloom: Kvloom, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert f"error: {tmp_path / 'empty'} is empty (0 bytes)\n" in kvloom("window", tmp_path / "empty", "-p", "x").err

@@ -194,3 +194,22 @@ def test_an_explanation_never_cuts_the_name_of_a_passage() -> None:
     column = "".join(line.partition(" ")[0] for line in stream.getvalue().splitlines())
     assert f"{name}:1-20" in column
     assert "550" in stream.getvalue()
+
+
+def test_the_number_of_slow_steps_is_told_at_once_where_there_is_no_terminal() -> None:
+    events = [(0.1, Progress("asking", 0, 5, "windows")), (0.2, Progress("asking", 1, 5, "windows"))]
+    assert lines_of(events) == ["asking: 0 / 5 windows"]
+
+
+def test_steps_that_were_known_are_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with ProgressView(make_console(Terminal())) as view:
+        view(Progress("asking", 0, 9, "windows"))
+        for done in range(1, 5):
+            view(Progress("asking", done, 9, "windows", num_known=done))
+        assert view._bars is not None
+        [task] = view._bars.tasks
+        assert (task.completed, task.speed, task.time_remaining) == (4, None, None)
+        for done in range(5, 8):
+            view(Progress("asking", done, 9, "windows", num_known=4))
+        assert task.speed

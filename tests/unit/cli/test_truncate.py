@@ -68,4 +68,4 @@ def test_wrong_usage_is_told(kvloom: Kvloom, file: Path) -> None:
     assert "'head', 'tail', 'both'" in ran.err
     assert kvloom("truncate", file, "--tokens", "-1", loom=False).code == 2
     assert kvloom("truncate", file, loom=False).code == 2
-    assert "No such file" in kvloom("truncate", file.with_name("none"), "-n", "1").err
+    assert "no such file" in kvloom("truncate", file.with_name("none"), "-n", "1").err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvloom.errors import CancelledError, ContextOverflowError, UsageError
@@ -95,7 +97,7 @@ def test_without_a_size_windows_are_as_large_as_the_model_allows() -> None:
 
 def test_windows_that_do_not_fit_are_refused_before_anything_is_computed() -> None:
     scripted = ScriptedModel(told_facts)
-    with pytest.raises(ContextOverflowError, match=r"a window of 790 tokens takes \d+ .* room for 800") as caught:
+    with pytest.raises(ContextOverflowError, match=r"window of 790 .* room for 800; .*\(\d+ at most\)") as caught:
         ask_windows(TEXT, WindowPass("Which?", 790), scripted.model)
     assert caught.value.num_needed_tokens > caught.value.num_window_tokens == 800
     for wrong in (WindowPass(" "), WindowPass("x", 100, 1.0), WindowPass("x", 0), WindowPass("x", reply_tokens=0)):
@@ -115,3 +117,40 @@ def test_windows_with_nothing_to_say_are_left_out_of_what_is_combined() -> None:
     scripted = ScriptedModel(lambda prompt: "yes" if "fact120," in prompt else "")
     found = ask_windows(TEXT, WindowPass("Which?", 300, 0.0, Combine.ANSWER), scripted.model)
     assert (found.text, found.num_rounds) == ("yes", 0)
+
+
+def test_replies_that_ended_at_their_limit_are_marked_also_those_from_before() -> None:
+    results = MemoryResults()
+    scripted = ScriptedModel(lambda prompt: "one two three four" if "fact1," in prompt else "two words")
+    for _ in range(2):
+        found = ask_windows(TEXT, WindowPass("Which?", 300, reply_tokens=4), scripted.model, results)
+        assert [reply.is_cut_off for reply in found.replies] == [True] + [False] * (len(found.replies) - 1)
+        assert found.num_cut_off == 1
+        assert found.text.count("…") == 1
+        assert ":\none two three four…\n\n" in found.text
+        assert found.replies[0].text == "one two three four"
+
+
+def test_laying_is_seen_before_the_first_question_and_can_be_stopped() -> None:
+    scripted = ScriptedModel(told_facts)
+    num_asked: list[int] = []
+    laying = Watch(lambda _done, _total: num_asked.append(len(scripted.prompts)))
+    ask_windows(TEXT, WindowPass("Which?", 300), scripted.model, laying=laying)
+    assert len(num_asked) > 3
+    assert set(num_asked) == {0}
+    stopped = ScriptedModel(told_facts)
+    looks = iter((False, True))
+    with pytest.raises(CancelledError, match="while windows were laid"):
+        ask_windows(TEXT, WindowPass("Which?", 300), stopped.model, laying=Watch(is_cancelled=lambda: next(looks)))
+    assert stopped.prompts == []
+
+
+def test_the_largest_size_is_told_and_is_one_that_fits() -> None:
+    large = ScriptedModel(told_facts, window_tokens=20_000)
+    with pytest.raises(ContextOverflowError, match=r"a window of 999,999 tokens .* room for 20,000;") as caught:
+        ask_windows(TEXT, WindowPass("Which?", 999_999), large.model)
+    [most] = re.findall(r"\(([\d,]+) at most\)", str(caught.value))
+    size = int(most.replace(",", ""))
+    assert ask_windows(TEXT, WindowPass("Which?", size), large.model).size == size
+    with pytest.raises(ContextOverflowError, match=f"{size:,} at most"):
+        ask_windows(TEXT, WindowPass("Which?", size + 1), large.model)

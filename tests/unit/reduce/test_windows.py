@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom.errors import UsageError
+from kvloom.errors import CancelledError, UsageError
 from kvloom.reduce.boundaries import MAX_CLUSTER, is_boundary
+from kvloom.reduce.summarize import Watch
 from kvloom.reduce.windows import MAX_OVERLAP, Window, windows
 from tests.unit.reduce.counts import COUNTS, by_bytes, by_words
 
@@ -119,3 +121,43 @@ def test_a_long_text_is_cut_with_few_counts_for_each_window() -> None:
     found = windows(text, 200, 0.5, count)
     read = sum(len(window.text) for window in found)
     assert num_counted - len(text) < 20 * read
+
+
+def test_no_text_is_counted_twice_and_none_that_is_much_longer_than_a_window() -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return by_words(text)
+
+    text = PROSE * 100
+    found = windows(text, 200, 0.5, count)
+    assert max(map(len, counted)) <= 200 * 64 < len(text)
+    assert len(counted) < 5.5 * len(found)
+
+
+def test_where_tokens_grow_longer_the_end_is_looked_for_nearby() -> None:
+    longest_counted = 0
+
+    def count(text: str) -> int:  # a run of spaces is one token for each hundred
+        nonlocal longest_counted
+        longest_counted = max(longest_counted, len(text))
+        return text.count("x") + text.count(" ") // 100
+
+    windows("x" * 20_000 + " " * 1_000_000, 100, 0.0, count)
+    assert longest_counted < 50_000
+
+
+def test_laying_windows_is_watched_and_ends_at_the_next_window_once_it_is_cancelled() -> None:
+    steps: list[tuple[int, int]] = []
+    found = windows(PROSE, 60, 0.5, by_words, Watch(lambda done, total: steps.append((done, total))))
+    assert steps == [(done, len(PROSE)) for done in (0, *(window.stop for window in found))]
+    looks = iter((False, True))
+    with pytest.raises(CancelledError, match=f"over {found[0].stop:,} of {len(PROSE):,} characters"):
+        windows(PROSE, 60, 0.5, by_words, Watch(is_cancelled=lambda: next(looks)))
+
+
+@pytest.mark.parametrize("given", [b"bytes", None, ["a", "b"]])
+def test_what_is_no_text_is_refused_with_words(given: Any) -> None:
+    with pytest.raises(UsageError, match=f"one text, a str; got {type(given).__name__}"):
+        windows(given, 10, 0, by_words)

@@ -9,7 +9,7 @@ import pytest
 
 from kvloom import errors
 from kvloom.errors import AmbiguousChunkError, ContextOverflowError, EntryCorruptError, KvloomError, QuotaExceededError
-from kvloom.server.errors import ApiError, parameter_name, to_api_error
+from kvloom.server.errors import ApiError, parameter_name, to_api_error, validation_error
 
 SECRET = "/home/someone/.local/share/kvloom"
 
@@ -76,3 +76,15 @@ def test_waiting_helps_for_rate_limits_and_not_for_spent_quotas() -> None:
 )
 def test_a_parameter_is_named_as_the_client_wrote_it(path: tuple[Any, ...], body: Any, name: str) -> None:
     assert parameter_name(path, body) == name
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Value error, 'merge' is not one of list, answer", "`words`: 'merge' is not one of list, answer."),
+        ("Input should be greater than or equal to 10", "`words`: it should be greater than or equal to 10."),
+    ],
+)
+def test_a_wrong_value_is_told_without_the_validators_own_words(words: str, told: str) -> None:
+    item = {"type": "value_error", "loc": ("body", "words"), "msg": words}
+    assert str(validation_error([item], {"words": 1})) == told

@@ -59,7 +59,7 @@ def test_a_pass_that_was_cancelled_goes_on_where_it_was(loom: Loom) -> None:
     done: list[Progress] = []
 
     def is_cancelled() -> bool:
-        return bool(done) and done[-1].done >= 2
+        return bool(done) and done[-1].unit == "windows" and done[-1].done >= 2
 
     with pytest.raises(CancelledError):
         kvloom.ask_windows(TEXT, "Which?", loom, size=800, progress=done.append, is_cancelled=is_cancelled)
@@ -114,8 +114,42 @@ def test_files_are_read_with_what_gave_no_text(tmp_path: Path) -> None:
     assert [document.name.rpartition("/")[2] for document in found.documents] == ["a.md", "b.html"]
     assert "<p>" not in found.documents[1].text
     assert [one.name.rpartition("/")[2] for one in found.skipped] == ["c.bin"]
-    with pytest.raises(ContentError, match=r"no text was found\. c\.bin"):
+    with pytest.raises(ContentError, match=r"c\.bin is binary"):
         read_files([tmp_path / "c.bin"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ContentError, match="no text was found"):
+    with pytest.raises(ContentError, match="is an empty folder"):
         read_files([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize("given", [["a", "b"], None, 5, b"bytes", {"name": None}])
+def test_what_is_no_text_is_refused_with_what_is_taken(given: Any) -> None:
+    scripted = ScriptedModel(told_facts)
+    with pytest.raises(UsageError, match="one text, a mapping of names to texts, or documents"):
+        kvloom.summarize(given, scripted.model)
+    if not isinstance(given, dict):
+        with pytest.raises(UsageError, match="one text, a str; got"):
+            kvloom.ask_windows(given, "Which?", scripted.model)
+
+
+def test_laying_windows_is_progress_before_the_first_question() -> None:
+    scripted, seen = ScriptedModel(told_facts), list[Progress]()
+
+    def progress(one: Progress) -> None:
+        assert scripted.prompts == [] or one.task == "asking"
+        seen.append(one)
+
+    kvloom.ask_windows(TEXT, "Which?", scripted.model, size=100, progress=progress)
+    assert seen[0] == Progress("laying windows", 0, len(TEXT), "characters")
+    assert Progress("laying windows", len(TEXT), len(TEXT), "characters") in seen
+
+
+def test_progress_says_what_was_known_from_before() -> None:
+    scripted, results = ScriptedModel(told_facts), MemoryResults()
+    seen: list[Progress] = []
+    first = kvloom.ask_windows(TEXT, "Which?", scripted.model, size=100, results=results)
+    kvloom.ask_windows(
+        f"{TEXT}\n\nOne more.", "Which?", scripted.model, size=100, results=results, progress=seen.append
+    )
+    last = seen[-1]
+    assert 0 < last.num_known < last.done
+    assert last.num_known >= len(first.replies) - 1

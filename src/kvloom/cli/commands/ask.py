@@ -14,7 +14,7 @@ import typer
 from kvloom.cli import amounts
 from kvloom.cli.library_view import MAX_SKIPPED, explanation, known_library, updated_lines
 from kvloom.cli.line import check_utf8
-from kvloom.cli.long_text import check_there, standard_input
+from kvloom.cli.long_text import STANDARD_INPUT, ReadText, check_there, question_on_input, read_each
 from kvloom.cli.options import LOOM, TALK, Options, file_path, num_tokens, takes
 from kvloom.errors import CancelledError, ContentError, ContextOverflowError, UsageError
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from kvloom.session.precompute import Precomputed
     from kvloom.session.session import Session
     from kvloom.session.values import Chunk, Reply
-
-STANDARD_INPUT = "-"
 
 
 @takes(TALK)
@@ -153,7 +151,7 @@ def _books(given: list[str]) -> list[Path]:
 def _question(given: str) -> str:
     """The last argument, or standard input for it. Raises UsageError, ContentError for what is no question."""
     if given == STANDARD_INPUT:
-        text = standard_input()
+        text = question_on_input()
     elif os.path.exists(given):  # noqa: PTH110 - Path's raises for a long text
         raise UsageError(
             f"{given} is there as a file or folder: give the question about it in quotes as the last argument (a "
@@ -283,15 +281,22 @@ def _document(reply: Reply, chunks: list[Chunk]) -> dict[str, object]:
 @takes(LOOM)
 def count(
     options: Options,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Text files; - is standard input.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Text, Markdown, source, HTML or PDF files, or folders; - is standard input."
+        ),
+    ],
 ) -> None:
     """Count the tokens of files, as the model sees them.
 
     Exactly, or marked with ~ where the model is behind an endpoint that counts nothing beforehand.
     """
     output = options.output
+    found = read_each(files, options.read_limits())
+    found.tell(output)
     with output.progress() as progress, options.open_loom(progress) as loom:
-        rows = [_counted(loom, path) for path in files]
+        rows = [_counted(loom, text) for text in found.texts]
         model = loom.status().model
     total = sum(row.num_tokens for row in rows)
     is_estimate = any(row.is_estimate for row in rows)
@@ -315,20 +320,9 @@ class Counted:
     is_estimate: bool
 
 
-def _counted(loom: Loom, path: Path) -> Counted:
-    text = standard_input() if str(path) == STANDARD_INPUT else read_text(path)
-    count = loom.counted(text)
-    return Counted(str(path), count.num_tokens, len(text), count.is_estimate)
-
-
-def read_text(path: Path) -> str:
-    """A file's text. Raises ContentError with the reason and the place."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise ContentError(f"{path} is not UTF-8 text: byte {exc.start} cannot be read; convert it first") from exc
-    except OSError as exc:
-        raise ContentError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+def _counted(loom: Loom, read: ReadText) -> Counted:
+    count = loom.counted(read.text)
+    return Counted(read.name, count.num_tokens, len(read.text), count.is_estimate)
 
 
 def register(app: typer.Typer) -> None:

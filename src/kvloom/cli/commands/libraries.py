@@ -19,7 +19,7 @@ from kvloom.cli.library_view import (
     updated_lines,
 )
 from kvloom.cli.line import check_utf8
-from kvloom.cli.long_text import STANDARD_INPUT, check_there, standard_input
+from kvloom.cli.long_text import STANDARD_INPUT, check_there, question_on_input
 from kvloom.cli.options import HOME, Options, file_path, takes
 from kvloom.cli.registry import did_you_mean
 from kvloom.errors import ContentError, UsageError
@@ -220,7 +220,7 @@ def search(
 
     The passages that `kvloom ask` would choose from, with their places, scores and the words they were found by.
     """
-    asked = standard_input() if question == STANDARD_INPUT else check_utf8(question, "the question")
+    asked = question_on_input() if question == STANDARD_INPUT else check_utf8(question, "the question")
     if not asked.strip():
         raise UsageError("the question is empty; give it as the last argument, or on standard input with -")
     with known(options, name) as library:

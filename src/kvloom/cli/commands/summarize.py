@@ -47,7 +47,7 @@ def summarize(
     output = options.output
     found.tell(output)
     with output.progress() as progress, options.open_loom(progress) as loom, interruptible() as is_cancelled:
-        seen = ToldProgress(progress)
+        seen = ToldProgress(progress, "parts")
         try:
             summary = kvloom.summarize(found.texts, loom, words=words, progress=seen, is_cancelled=is_cancelled)
         except CancelledError as exc:

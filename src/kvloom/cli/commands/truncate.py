@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from kvloom.cli import amounts
-from kvloom.cli.commands.ask import STANDARD_INPUT, read_text
-from kvloom.cli.long_text import standard_input
+from kvloom.cli.long_text import read_each, the_only_one
 from kvloom.cli.options import LOOM, Options, num_tokens, takes
 
 
@@ -35,7 +34,9 @@ class Kept:
 @takes(LOOM)
 def truncate(
     options: Options,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file; - is standard input.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A text, Markdown, source, HTML or PDF file; - is standard input.")
+    ],
     tokens: Annotated[
         int, typer.Option("--tokens", "-n", metavar="N", parser=num_tokens(), help="What the result may take.")
     ],
@@ -51,11 +52,12 @@ def truncate(
     """
     import kvloom
 
-    text = standard_input() if str(file) == STANDARD_INPUT else read_text(file)
+    read = the_only_one(read_each([file], options.read_limits()), file)
     marks = {} if marker is None else {"marker": marker}
     output = options.output
+    read.tell(output)
     with output.progress() as progress, options.open_loom(progress) as loom:
-        result = kvloom.truncate(text, tokens, loom.count, keep.value, **marks)
+        result = kvloom.truncate(read.text, tokens, loom.count, keep.value, **marks)
         model = loom.status().model
     if not options.json:
         _write(result.text)

@@ -73,8 +73,9 @@ def window(
     _check_overlap(overlap)
     text = read_one(file, options.read_limits())
     output = options.output
+    text.tell(output)
     with output.progress() as progress, options.open_loom(progress) as loom, interruptible() as is_cancelled:
-        seen = ToldProgress(progress)
+        seen = ToldProgress(progress, "windows")
         try:
             found = kvloom.ask_windows(
                 text.text, prompt, loom, size=size, overlap=overlap, combine=combine.value, max_tokens=max_tokens,
@@ -84,7 +85,7 @@ def window(
             raise CancelledError(seen.left_words()) from exc
         model = loom.status().model
     output.emit(_document(found, model, text.name), found.text and amounts.printable(found.text))
-    output.note(_summary_line(found))
+    output.note(_summary_line(found, max_tokens))
 
 
 def _check_overlap(overlap: float) -> None:
@@ -109,6 +110,7 @@ def _document(found: WindowAnswers, model: str, name: str) -> dict[str, object]:
                 "num_tokens": one.window.num_tokens,
                 "text": one.text,
                 "is_new": one.is_new,
+                "is_cut_off": one.is_cut_off,
             }
             for one in found.replies
         ],
@@ -118,11 +120,17 @@ def _document(found: WindowAnswers, model: str, name: str) -> dict[str, object]:
     }
 
 
-def _summary_line(found: WindowAnswers) -> str:
+def _summary_line(found: WindowAnswers, max_tokens: int | None) -> str:
     known = f", {found.num_found} of the replies from before" if found.num_found else ""
     rounds = f", combined in {found.num_rounds} rounds" if found.num_rounds > 1 else ""
     plural = "" if len(found.replies) == 1 else "s"
-    return f"{len(found.replies)} window{plural} of {amounts.tokens(found.size)} tokens at most{rounds}{known}"
+    line = f"{len(found.replies)} window{plural} of {amounts.tokens(found.size)} tokens at most{rounds}{known}"
+    if not found.num_cut_off:
+        return line
+    from kvloom.session.long_texts import MAX_REPLY_TOKENS
+
+    limit = amounts.tokens(MAX_REPLY_TOKENS if max_tokens is None else max_tokens)
+    return f"{line}; {found.num_cut_off} of {len(found.replies)} replies ended at {limit} tokens: --max-tokens"
 
 
 def register(app: typer.Typer) -> None:
