@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from kvloom.cli.demos import DemoName, Stage, find, kv, pictures, slide, truncate, window
 from kvloom.cli.demos.story import story
+from kvloom.reduce.windows import windows
 from tests.unit.cli.conftest import Kvloom
 from tests.unit.session.fakes import fake_loom
 
@@ -127,6 +129,62 @@ def test_windows_cover_the_whole_text_and_an_overlap_reads_more(stage: Stage) ->
     assert len(overlapping.parts) > len(plain.parts)
     assert overlapping.num_read_tokens > plain.num_read_tokens
     assert "overlap 50%" in shown(DemoName.SLIDE, report)
+
+
+def test_a_code_on_a_border_is_in_no_window_without_an_overlap(stage: Stage) -> None:
+    report = slide.run(stage)
+    plain, overlapping = report.passes
+    assert not any("B" in part.held for part in plain.parts)
+    assert any("B" in part.held for part in overlapping.parts)
+    assert any("C" in part.held for part in plain.parts)
+    assert "the sentence of B is cut in two" in " ".join(shown(DemoName.SLIDE, report).split())
+
+
+@pytest.mark.parametrize("chars_per_token", [1, 3, 5])
+def test_a_code_is_laid_across_a_border_in_any_vocabulary(chars_per_token: int) -> None:
+    def count(text: str) -> int:
+        return -(-len(text) // chars_per_token)
+
+    told = story(count, slide.TEXT_TOKENS, marks=slide.MARKS)
+    laid = slide.across_a_border(told, count)
+    for before, after in zip(told.facts, laid.facts, strict=True):
+        line = told.text[before.place :].split("\n")[0]
+        assert "".join(laid.text[after.place :].split()).startswith("".join(line.split()))
+    starts = [one.start for one in windows(laid.text, slide.SIZE, 0.0, count)]
+    assert any(laid.text[start:].startswith(laid.facts[0].answer + ".") for start in starts)
+
+
+def test_a_window_that_made_up_a_code_is_marked(stage: Stage) -> None:
+    report = slide.run(stage)
+    plain = report.passes[0]
+    told = replace(plain.parts[0], reply="It is 6936.", found=("C",))
+    made_up = replace(plain.parts[1], reply="It is 46.", found=())
+    picture = shown(DemoName.SLIDE, replace(report, passes=(replace(plain, parts=(told, made_up)), report.passes[1])))
+    assert "✓ C lines 1-" in picture
+    assert any("✗ lines" in line and "It is 46." in line for line in picture.splitlines())
+
+
+def test_each_reply_of_the_kv_is_whole_and_marked_right_or_wrong(large_stage: Stage) -> None:
+    report = kv.run(large_stage)
+    codes = [step.expected for step in report.steps]
+    assert len(set(codes)) == 4, "three codes, and one that was changed"
+    assert report.full.expected == codes[-1] != codes[3]
+    right = "The code of the room behind the eastern stairs is, as the keeper has written down there, 8383."
+    steps = (
+        replace(report.steps[0], reply=right, expected="8383", is_right=True),
+        replace(report.steps[1], reply="It is 9624.", expected="9703", is_right=False),
+    )
+    picture = shown(DemoName.KV, replace(report, steps=steps + report.steps[2:]))
+    assert f"✓ {right}" in picture
+    assert "✗ It is 9624. (the code is 9703)" in picture
+    assert "Splice is approximate" in picture
+
+
+def test_the_tokens_that_are_told_are_grouped(tmp_path: Path) -> None:
+    said: list[str] = []
+    with fake_loom(tmp_path / "home", context=1024) as loom:
+        window.run(Stage(loom, said.append, lambda _progress: None))
+    assert any("tokens in a window of 1,024" in line for line in said)
 
 
 def test_only_what_is_new_is_computed(large_stage: Stage) -> None:

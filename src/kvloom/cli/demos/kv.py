@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -11,7 +11,7 @@ from rich.text import Text
 from kvloom.cli import amounts
 from kvloom.cli.demos import pictures
 from kvloom.cli.demos.asking import MAX_REPLY_TOKENS, SYSTEM
-from kvloom.cli.demos.story import story
+from kvloom.cli.demos.story import MARKS, Fact, story
 from kvloom.types import Fidelity
 
 if TYPE_CHECKING:
@@ -21,26 +21,23 @@ if TYPE_CHECKING:
     from kvloom.session.session import Session
 
 CONTEXT = 4096
-LOGS = ("spring", "summer", "autumn")
-LOG_TOKENS = 400
-QUESTIONS = (
-    "What is the code of the oil cellar in spring?",
-    "What is the code of the signal room in autumn?",
-    "What is the code of the boat house in spring?",
-    "What is the code of the oil cellar in summer?",
-    "What is the code of the boat house in autumn?",
-    "What is the code of the signal room in summer?",
-)
+LOG_TOKENS = 250
+"""Of each of three logs with one code each, of another room: logs much alike are mixed up with splice."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One question. `prompt_tokens` = reused + loaded + computed; `rotated_tokens` of the loaded were moved to another
-    place; `off_tokens` are in the context, switched off."""
+    """One question, and whether the true code is in its reply.
+
+    `prompt_tokens` = reused + loaded + computed; `rotated_tokens` of the loaded were moved to another place;
+    `off_tokens` are in the context, switched off.
+    """
 
     title: str
     question: str
     reply: str
+    expected: str
+    is_right: bool
     prompt_tokens: int
     reused_tokens: int
     loaded_tokens: int
@@ -69,18 +66,18 @@ class _Run:
         self._stage = stage
         self._session = session
 
-    def ask(self, title: str, question: str) -> Step:
-        self._stage.tell(f"{title}\n> {question}")
+    def ask(self, title: str, fact: Fact) -> Step:
+        self._stage.tell(f"{title}\n> {fact.question}")
         reply = self._session.generate(
-            question, max_tokens=MAX_REPLY_TOKENS, temperature=0.0, seed=1, progress=self._stage.progress
+            fact.question, max_tokens=MAX_REPLY_TOKENS, temperature=0.0, seed=1, progress=self._stage.progress
         )
         off = sum(segment.num_tokens for segment in self._session.usage().segments if not segment.is_active)
         self._session.undo()
-        usage = reply.usage
-        self._stage.tell(f"  {reply.text.strip()}")
+        usage, text = reply.usage, reply.text.strip()
+        self._stage.tell(f"  {text}")
         return Step(
-            title, question, reply.text.strip(), usage.prompt_tokens, usage.reused_tokens, usage.loaded_tokens,
-            usage.rotated_tokens, usage.computed_tokens, off, usage.ttft_s,
+            title, fact.question, text, fact.answer, fact.answer in text, usage.prompt_tokens, usage.reused_tokens,
+            usage.loaded_tokens, usage.rotated_tokens, usage.computed_tokens, off, usage.ttft_s,
         )  # fmt: skip
 
 
@@ -88,28 +85,33 @@ def run(stage: Stage) -> KvReport:
     """Six questions behind six edits, and the last prompt once more without any stored KV."""
     began = time.perf_counter()
     loom = stage.loom
-    num_tokens = min(LOG_TOKENS, loom.window // (2 * len(LOGS)))
-    texts = [f"The log of {name}.\n{story(loom.count, num_tokens, seed).text}" for seed, name in enumerate(LOGS, 1)]
-    first, second, third = (loom.load_text(t, name=f"{n}.txt").id for n, t in zip(LOGS, texts, strict=True))
+    num_tokens = min(LOG_TOKENS, loom.window // (2 * len(MARKS)))
+    logs = [story(loom.count, num_tokens, seed, mark) for seed, mark in enumerate(MARKS, 1)]
+    first, second, third = (
+        loom.load_text(one.text, name=f"{mark}.txt").id for mark, one in zip(MARKS, logs, strict=True)
+    )
+    (boat,), (oil,), (signal,) = (one.facts for one in logs)
+    new_oil = replace(oil, answer=oil.answer[::-1])
+    edited_log = logs[1].text.replace(oil.answer, new_oil.answer)
     with loom.session(system=SYSTEM) as session:
         session.activate(first, second, third)
         run_ = _Run(stage, session)
-        steps = [run_.ask("three logs, seen for the first time", QUESTIONS[0])]
-        steps.append(run_.ask("another question", QUESTIONS[1]))
+        steps = [run_.ask("three logs, A, B and C, seen for the first time", boat)]
+        steps.append(run_.ask("another question", signal))
         session.deactivate(second)
-        steps.append(run_.ask("summer switched off", QUESTIONS[2]))
+        steps.append(run_.ask("B switched off", boat))
         session.activate(second)
-        steps.append(run_.ask("summer on again", QUESTIONS[3]))
+        steps.append(run_.ask("B on again", oil))
         session.move(third, 0)
-        steps.append(run_.ask("autumn moved to the front", QUESTIONS[4]))
-        edited = loom.load_text(texts[1] + "The lamp burned all night.\n", name="summer.txt").id
+        steps.append(run_.ask("C moved to the front", signal))
+        edited = loom.load_text(edited_log, name="B.txt").id
         session.remove(second)
         session.activate(edited)
-        steps.append(run_.ask("a line added to summer", QUESTIONS[5]))
+        steps.append(run_.ask("the code in B changed", new_oil))
         usage = session.usage()
     with loom.session(system=SYSTEM, fidelity=Fidelity.EXACT) as session:
         session.activate(third, first, edited)
-        full = _Run(stage, session).ask("the same prompt computed in full, as without stored KV", QUESTIONS[5])
+        full = _Run(stage, session).ask("the same prompt computed in full, as without stored KV", new_oil)
     chunks = [segment for segment in usage.segments if segment.kind == "chunk"]
     text_tokens = sum(segment.num_tokens for segment in chunks)
     token_bytes = sum(segment.kv_bytes for segment in chunks) // max(1, text_tokens)
@@ -134,14 +136,24 @@ def view(report: object) -> RenderableType:
     for number, step in enumerate(steps, 1):
         blocks.append(Text(f"{number}. {step.title}: first token after {amounts.seconds(step.ttft_s)}"))
         blocks.append(pictures.labelled("KV", _bar(step, widest)))
-        reply = f"{' ' * pictures.LABEL}> {step.question} {pictures.shortened(step.reply, 80 - len(step.question))}"
-        blocks += [Text(_words(step), style="dim"), Text(reply, style="dim"), ""]
+        blocks += [Text(_words(step), style="dim"), _answer(step), ""]
     title = (
-        f"{report.model}: {len(LOGS)} logs of {amounts.tokens(report.text_tokens)} tokens; a token's KV takes "
+        f"{report.model}: {len(MARKS)} logs of {amounts.tokens(report.text_tokens)} tokens; a token's KV takes "
         f"{amounts.size(report.token_bytes)}, theirs {amounts.size(report.token_bytes * report.text_tokens)}; "
         f"{amounts.seconds(report.seconds)} in all"
     )
     return pictures.page(title, blocks, _lessons(report))
+
+
+def _answer(step: Step) -> Text:
+    """The question, and the reply on a line of its own: as long as it may be, the code stands at its end."""
+    indent = " " * pictures.LABEL
+    said = Text(f"{indent}> {step.question}\n{indent}", style="dim")
+    said.append("✓ " if step.is_right else "✗ ", style="green" if step.is_right else "red")
+    said.append(pictures.whole(step.reply))
+    if not step.is_right:
+        said.append(f" (the code is {step.expected})", style="red")
+    return said
 
 
 def _bar(step: Step, widest: int) -> Text:
@@ -166,12 +178,19 @@ def _lessons(report: KvReport) -> list[str]:
     first, again, moved, edited = report.steps[0], report.steps[1], report.steps[-2], report.steps[-1]
     # With --fidelity exact, and where a model's KV cannot be placed, it is computed again.
     is_placed = moved.computed_tokens < moved.prompt_tokens // 2
+    num_right = sum(step.is_right for step in report.steps)
     moving = "rotated to its new place and not computed again" if is_placed else "computed again"
     return [
         f"KV of a text is computed once ({amounts.seconds(first.ttft_s)} for {amounts.tokens(first.computed_tokens)} "
         f"tokens); a later question computes itself alone ({amounts.tokens(again.computed_tokens)} tokens, "
         f"{amounts.seconds(again.ttft_s)}).",
         f"A text that is switched off costs no attention and keeps its KV; moved, it is {moving}.",
+        f"Right: {num_right} of {len(report.steps)} replies above, and the full prefill's is "
+        f"{'right' if report.full.is_right else 'wrong'} (a small model errs by itself, too).",
+        "Splice is approximate: KV of a text that was computed alone has not seen the texts in front of it. These logs "
+        "have one code each, of another room; of texts much alike (the same three rooms in spring, summer and autumn) "
+        "qwen2.5-coder-0.5b told 3 codes of 9 with splice, 7 with --fidelity exact, which computes all that has moved "
+        "again; blend computes a part of it.",
         f"An edit computes the changed text alone: {amounts.tokens(edited.computed_tokens)} tokens in "
         f"{amounts.seconds(edited.ttft_s)}, against {amounts.tokens(report.full.computed_tokens)} in "
         f"{amounts.seconds(report.full.ttft_s)} for the whole prompt.",

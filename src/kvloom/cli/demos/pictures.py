@@ -81,9 +81,14 @@ def answers(asked: Sequence[Asked]) -> Text:
     return line
 
 
+def whole(text: str) -> str:
+    """One line that cannot steer a terminal."""
+    return " ".join(amounts.printable(text).split())
+
+
 def shortened(text: str, most: int = 64) -> str:
     """One line of at most `most` characters that cannot steer a terminal."""
-    line = " ".join(amounts.printable(text).split())
+    line = whole(text)
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

@@ -6,7 +6,7 @@ Made by rule, so that whether an answer is right can be checked. Knows a counter
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 Count = Callable[[str], int]
@@ -24,13 +24,15 @@ _EVENTS = (
 )
 _SECRETS = (("A", "boat house", 0.06), ("B", "oil cellar", 0.5), ("C", "signal room", 0.94))
 """The mark of a fact, what the code opens, and its place: a share of the text."""
+MARKS = tuple(mark for mark, _, _ in _SECRETS)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A code that stands in the text once, at character `place`."""
+    """The code of `what`: it stands in the text once, in a line at character `place`."""
 
     mark: str
+    what: str
     question: str
     answer: str
     place: int
@@ -45,10 +47,11 @@ class Story:
     facts: tuple[Fact, ...]
 
 
-def story(count: Count, num_tokens: int, seed: int = 0) -> Story:
-    """A log of about `num_tokens`; another seed tells of other days and has other codes."""
+def story(count: Count, num_tokens: int, seed: int = 0, marks: Collection[str] = MARKS) -> Story:
+    """A log of about `num_tokens` with the facts of these marks; another seed tells other days and has other codes."""
     draw = random.Random(f"kvloom-demo:{seed}")
     secrets = [(mark, what, share, str(draw.randint(1000, 9999))) for mark, what, share in _SECRETS]
+    secrets = [secret for secret in secrets if secret[0] in marks]
     told = [f"The code of the {what} is {code}." for _, what, _, code in secrets]
     room = num_tokens - sum(count(line + "\n") for line in told)
     lines: list[str] = []
@@ -59,6 +62,8 @@ def story(count: Count, num_tokens: int, seed: int = 0) -> Story:
     for number, ((mark, what, share, code), line) in enumerate(zip(secrets, told, strict=True)):
         at = min(len(lines), round(share * (len(lines) - number)) + number)
         lines.insert(at, line)
-        facts.append((mark, f"What is the code of the {what}?", code, line))
+        facts.append((mark, what, f"What is the code of the {what}?", code, line))
     text = "\n".join(lines) + "\n"
-    return Story(text, count(text), tuple(Fact(mark, q, code, text.index(line)) for mark, q, code, line in facts))
+    return Story(
+        text, count(text), tuple(Fact(mark, what, q, code, text.index(line)) for mark, what, q, code, line in facts)
+    )

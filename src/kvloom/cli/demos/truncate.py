@@ -74,7 +74,7 @@ def _cut(stage: Stage, told: Story, keep: str, budget: int) -> Cut:
     loom = stage.loom
     limit, way = (told.num_tokens, "head") if keep == WHOLE else (budget, keep)
     cut = kvloom.truncate(told.text, limit, loom.count, way)
-    stage.tell(f"{NAMES[keep]}: {cut.num_tokens} of {told.num_tokens} tokens")
+    stage.tell(f"{NAMES[keep]}: {amounts.tokens(cut.num_tokens)} of {amounts.tokens(told.num_tokens)} tokens")
     began = time.perf_counter()
     with loom.session(system=SYSTEM) as session:
         session.activate(loom.load_text(cut.text, name=f"log-{keep}.txt").id)

@@ -85,7 +85,7 @@ def _step(stage: Stage, session: Session, told: Story, title: str, num_tokens: i
     chunk = stage.loom.load_text(cut.text, name="log.txt").id
     refused, seen = "", cut.kept
     asked: tuple[Asked, ...] = ()
-    stage.tell(f"{title}: {cut.num_tokens} tokens in a window of {session.window}")
+    stage.tell(f"{title}: {amounts.tokens(cut.num_tokens)} tokens in a window of {amounts.tokens(session.window)}")
     try:
         session.activate(chunk)
     except ContextOverflowError as error:
