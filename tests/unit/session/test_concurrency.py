@@ -283,19 +283,17 @@ def test_a_reply_that_is_collected_in_the_middle_of_a_step_holds_nobody_up(tmp_p
 
 
 def test_sessions_are_opened_while_others_answer(loom: Loom) -> None:
-    is_ending, errors = threading.Event(), []
+    errors: list[Exception] = []
 
     def answer(number: int) -> None:
         try:
-            while not is_ending.is_set():
+            for _ in range(50):  # turns that the window has room for
                 with loom.session(name=f"talk {number}") as session:
                     session.generate("what?", max_tokens=3, temperature=0.0)
         except Exception as error:  # noqa: BLE001 - the edge of a thread
             errors.append(error)
 
     threads = [started(lambda number=number: answer(number)) for number in range(3)]  # type: ignore[misc]
-    time.sleep(3.0)
-    is_ending.set()
     assert ended(*threads), "two of them wait for each other"
     assert not errors
 
