@@ -46,11 +46,13 @@ _POINTING_WORDS = (
 """Words that point at what was said before, or say no more than that there is to be more of it."""
 _POINTING = frozenset(_POINTING_WORDS.split())
 _ASKING_WORDS = (
-    "are can could describe did do does explain find forgot give has have how is list name please remind repeat say "
-    "show tell was were what when where which who whom whose why will would"
+    "are can could describe did do does explain give has how is please remind repeat say show tell was were what when "
+    "where which who whom whose why will would"
 )
 _ASKING = frozenset(_ASKING_WORDS.split())
 """A text that begins with one of these asks."""
+_TELLING = frozenset({"remember", "note", "notice", "mind"})
+"""A text without a question mark that has one of these tells: please remember that …"""
 _REQUESTS = (" please ", " can you ", " could you ", " tell me ", " give me ", " show me ", " remind me ")
 QUESTION_MARKS = ("?", "？", "؟", "\u037e")
 """Latin, full-width, Arabic, Greek."""
@@ -124,12 +126,14 @@ def _file_names(question: str) -> Iterator[tuple[int, int, str]]:
 
 def asks(text: str) -> bool:
     """Whether a text asks for something and tells nothing: by its question mark in any language, by its words in
-    English ("please repeat it"). A guess, as `is_follow_up` is."""
+    English ("please repeat it"; not where it names something behind a colon). A guess, as `is_follow_up` is."""
     if text.rstrip().endswith(QUESTION_MARKS):
         return True
     run = word_run(text.encode(errors="replace").decode())
+    if not run or ":" in text or not _TELLING.isdisjoint(run):
+        return False
     spoken = f" {' '.join(run)} "
-    return bool(run) and (run[0] in _ASKING or any(request in spoken for request in _REQUESTS))
+    return run[0] in _ASKING or any(request in spoken for request in _REQUESTS)
 
 
 def without_common_words(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvloom.index import LibraryIndex, is_follow_up
+from kvloom.index import LibraryIndex, asks, is_follow_up
 from kvloom.session.embedders import Embedders
 from kvloom.session.home_libraries import HomeLibraries
 from kvloom.session.libraries import StoredLibrary, file_of
@@ -163,6 +163,26 @@ def test_these_name_too_little(text: str) -> None:
 )
 def test_a_name_makes_a_question_of_its_own(text: str) -> None:
     assert not is_follow_up(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_asking"),
+    [
+        ("Was ist das？", True),
+        ("what is the code of Boris", True),
+        ("Please tell me the code of Boris.", True),
+        ("Boris's code, please", True),
+        ("I forgot it, can you repeat it", True),
+        ("Please remember that the code of Boris is 7.", False),
+        ("Tell everybody: the code of Boris is 7.", False),
+        ("The code of Boris is 7.", False),
+        ("Do you remember the code of Boris?", True),
+        ("", False),
+        ("\ud800", False),
+    ],
+)
+def test_what_asks_is_told_from_what_tells(text: str, is_asking: bool) -> None:
+    assert asks(text) == is_asking
 
 
 @pytest.mark.parametrize(
