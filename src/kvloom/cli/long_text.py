@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvloom.cli.line import check_utf8
 from kvloom.errors import ContentError, UsageError
 
 if TYPE_CHECKING:
@@ -161,18 +162,11 @@ def standard_input(limits: ReadLimits) -> ReadText:
 
 
 def question_on_input() -> str:
-    """All of standard input as a question. Raises ContentError where it is not UTF-8."""
+    """All of standard input as a question. Raises UsageError where it is not UTF-8."""
     data = getattr(sys.stdin, "buffer", None)
     if data is None:
         return sys.stdin.read()
-    try:
-        return str(data.read().decode("utf-8"))
-    except UnicodeDecodeError as exc:
-        byte = exc.object[exc.start]
-        raise ContentError(
-            f"standard input is not UTF-8 text: byte {exc.start} (0x{byte:02x}) cannot be read; convert it first "
-            "(iconv -f LATIN1 -t UTF-8)"
-        ) from exc
+    return check_utf8(data.read().decode("utf-8", "surrogateescape"), "standard input")
 
 
 class ToldProgress:

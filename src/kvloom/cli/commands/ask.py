@@ -149,7 +149,7 @@ def _books(given: list[str]) -> list[Path]:
 
 
 def _question(given: str) -> str:
-    """The last argument, or standard input for it. Raises UsageError, ContentError for what is no question."""
+    """The last argument, or standard input for it. Raises UsageError for what is no question."""
     if given == STANDARD_INPUT:
         text = question_on_input()
     elif os.path.exists(given):  # noqa: PTH110 - Path's raises for a long text

@@ -188,9 +188,9 @@ def _lessons(report: KvReport) -> list[str]:
         f"Right: {num_right} of {len(report.steps)} replies above, and the full prefill's is "
         f"{'right' if report.full.is_right else 'wrong'} (a small model errs by itself, too).",
         "Splice is approximate: KV of a text that was computed alone has not seen the texts in front of it. These logs "
-        "have one code each, of another room; of texts much alike (the same three rooms in spring, summer and autumn) "
-        "qwen2.5-coder-0.5b told 3 codes of 9 with splice, 7 with --fidelity exact, which computes all that has moved "
-        "again; blend computes a part of it.",
+        "have one code each, of another room; codes of texts much alike (the same room in spring, summer and autumn) "
+        "are mixed up sooner than with --fidelity exact, which computes all that has moved again; blend computes a "
+        "part of it (kvloom bench fidelity measures all three).",
         f"An edit computes the changed text alone: {amounts.tokens(edited.computed_tokens)} tokens in "
         f"{amounts.seconds(edited.ttft_s)}, against {amounts.tokens(report.full.computed_tokens)} in "
         f"{amounts.seconds(report.full.ttft_s)} for the whole prompt.",
