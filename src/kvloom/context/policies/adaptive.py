@@ -7,7 +7,7 @@ with the question, wherever they are; then the others while they fit, by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from kvloom.context.manifest import Manifest, Slot
 from kvloom.context.policies.base import (
@@ -108,16 +108,15 @@ def _relevance(slot: Slot, need: Need) -> float:
     return need.relevance.get(slot.ref, 0.0)
 
 
-def _near_to_best(standing: Iterable[Slot], absent: Iterable[Slot], need: Need) -> _IsNear:
+def _near_to_best(standing: Iterable[Slot], absent: Sequence[Slot], need: Need) -> _IsNear:
     """Whether a turn is relevant at all, and nearly as much as the most relevant of these.
 
     What only asked does not count, since it has all the words of a question that is asked in the same way again, of
     somebody else even, and not its answer; but what left and asked does where nothing else tells.
     """
-    absent = [*absent]
     telling = [slot for slot in (*absent, *standing) if slot.ref not in need.asking]
     if all(_relevance(slot, need) < RECALL_RELEVANCE for slot in telling):
-        telling += absent
+        telling = [*telling, *absent]
     best = max((_in_common(_relevance(slot, need)) for slot in telling), default=0.0)
 
     def is_near(slot: Slot) -> bool:
