@@ -118,10 +118,7 @@ def read_text(text: str, *, name: str = "text", max_bytes: int = MAX_CONTENT_BYT
     except UnicodeEncodeError as exc:
         message = f"{name}: character {exc.start} is half of a surrogate pair and stands for nothing: remove it"
         raise ContentError(message) from exc
-    if len(data) > max_bytes:
-        raise ContentError(
-            f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or add it to a library"
-        )
+    _check_size(data, name, max_bytes)
     if not text.strip():
         raise ContentError(f"{name} is empty")
     if "\x00" in text:
@@ -132,10 +129,7 @@ def read_text(text: str, *, name: str = "text", max_bytes: int = MAX_CONTENT_BYT
 
 def read_bytes(data: bytes, *, name: str, max_bytes: int = MAX_CONTENT_BYTES, repair: bool = False) -> Content:
     """Content of bytes that came from elsewhere under a label. Raises ContentError as `read_file` does."""
-    if len(data) > max_bytes:
-        raise ContentError(
-            f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or add it to a library"
-        )
+    _check_size(data, name, max_bytes)
     return _content(data, name, None, repair)
 
 
@@ -178,6 +172,13 @@ def _check_kind(path: Path, found: os.stat_result, max_bytes: int, advice: str) 
         raise ContentError(f"{path} is a device, pipe or socket: only regular files can be loaded")
     if found.st_size > max_bytes:
         raise _too_large(path, found.st_size, max_bytes, advice)
+
+
+def _check_size(data: bytes, name: str, max_bytes: int) -> None:
+    if len(data) > max_bytes:
+        raise ContentError(
+            f"{name} has {len(data):,} bytes, the limit is {max_bytes:,}: split it, or add it to a library"
+        )
 
 
 def _too_large(path: Path, size: int, max_bytes: int, advice: str) -> ContentError:
